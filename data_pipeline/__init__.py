@@ -1,0 +1,1 @@
+"""Pairs in, webdataset shards and CLIP embeddings out."""

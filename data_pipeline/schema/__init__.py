@@ -1,0 +1,1 @@
+"""Names and types of the data contracts, for readers outside this package."""
