@@ -1,0 +1,58 @@
+"""What the loader hands to an objective: a batch of samples, and the parts of it that are wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one micro-batch; a part that the objective does not need is None."""
+
+    positions: Tensor  # int64 [B], places in the global order; they key every random draw
+    image: Tensor | None = None  # uint8 [B, 3, S, S]
+    tokens: Tensor | None = None  # int64 [B, L]
+    image_embedding: Tensor | None = None  # float32 [B, D], unit length
+    text_embedding: Tensor | None = None  # float32 [B, D], unit length
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`; the copies do not wait for the device."""
+        return Batch(*(_move(part, device) for part in self._parts()))
+
+    def pin(self) -> Batch:
+        """Return the batch in page-locked memory, from which a GPU copies without waiting."""
+        return Batch(*(None if part is None else part.pin_memory() for part in self._parts()))
+
+    def _parts(self) -> tuple[Tensor | None, ...]:
+        return (
+            self.positions,
+            self.image,
+            self.tokens,
+            self.image_embedding,
+            self.text_embedding,
+        )
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective wants of the loader.
+
+    `image_size`: pictures of this side (None: no tar is opened); `crop`: a square of this side
+    cut out of them at a place drawn from (seed, position); `context_length`: tokens per caption.
+    """
+
+    image_size: int | None = None
+    crop: int | None = None
+    tokens: bool = False
+    embeddings: bool = False
+    context_length: int = 77
+
+
+def _move(part: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if part is None else part.to(device, non_blocking=True)
