@@ -1,0 +1,98 @@
+"""Files that are whole or absent: atomic writes, hashes, free space."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from base.errors import UserError
+
+_BLOCK = 1 << 20
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what was written there becomes `path` at the end.
+
+    The bytes reach the disk before the name does (fsync, rename, fsync of the folder), so whoever
+    finds `path` finds it whole. When the block raises, the temporary file is removed and `path`
+    stays as it was. The folder is made if it is missing.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Writes the whole of `path` or leaves it as it was; text is UTF-8."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: str | os.PathLike[str], value: object) -> None:
+    """Writes JSON atomically: keys in their own order, indented by 2, ended by a newline."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        UserError: the file is missing, unreadable or not JSON; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not JSON (it is not UTF-8 text)") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error.msg}; line {error.lineno})") from error
+
+
+def require_free_space(folder: str | os.PathLike[str], bytes_needed: int) -> None:
+    """Refuses to begin what cannot fit.
+
+    Raises:
+        UserError: the file system that holds `folder` (or will hold it) has less free space.
+    """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < bytes_needed:
+        raise UserError(
+            f"{folder}: needs {bytes_needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free"
+        )
+
+
+def _sync(path: Path) -> None:
+    """Brings a file's bytes, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

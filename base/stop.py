@@ -1,0 +1,60 @@
+"""Stopping on request: signals set a flag, and the work ends where it is safe to."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from base.errors import Stopped
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+class StopFlag:
+    """Turns SIGTERM, SIGUSR2 and SIGINT into a flag while the block runs.
+
+    A second SIGINT raises KeyboardInterrupt at once, for whoever cannot wait. Earlier handlers come
+    back at the end. Off the main thread, where Python allows no handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._earlier: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether somebody asked this process to stop."""
+        return self.signal is not None
+
+    def raise_if_requested(self, message: str = "stopped; run the same command again") -> None:
+        """Ends the work when a stop was asked for.
+
+        Raises:
+            KeyboardInterrupt: the request came from the keyboard.
+            Stopped: it came from the system or the scheduler.
+        """
+        if self.signal is signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is not None:
+            raise Stopped(message)
+
+    def __enter__(self) -> "StopFlag":
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                self._earlier[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+        self._earlier.clear()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.signal is signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)

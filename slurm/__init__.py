@@ -1,0 +1,1 @@
+"""Slurm launching: not written yet. Until it is, run `unclip train` under torchrun or srun."""

@@ -1,0 +1,1 @@
+"""Training, sampling and evaluation of CLIP, prior, decoder and upsamplers."""

@@ -1,0 +1,1 @@
+"""Checkpoints: RUN version 1 on disk, resume, export."""

@@ -1,0 +1,1 @@
+"""Engines: what runs a model's steps, on one process or on many."""

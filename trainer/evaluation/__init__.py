@@ -1,0 +1,1 @@
+"""Measures of what was trained: the scene verifier, scores, the report."""
