@@ -1,0 +1,84 @@
+"""The forward process q(x_t | x_0) and the ways a network may parameterise its reverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .schedules import Schedule, alphas_cumprod
+
+Parameterisation = Literal["epsilon", "x0", "v"]
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Schedule, number of training steps T, and what the network predicts."""
+
+    schedule: Schedule = "cosine"
+    steps: int = 1000
+    predicts: Parameterisation = "epsilon"
+
+
+class Diffusion:
+    """q(x_t | x_0) = N(√ᾱ_t · x_0, (1 - ᾱ_t) · I), and conversions between x_0, ε and v.
+
+    Timesteps are int64 [B] in 0 … T-1. v = √ᾱ · ε - √(1-ᾱ) · x_0 (Salimans & Ho 2022, appendix D).
+    """
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        self.config = config
+        self.alphas = alphas_cumprod(config.schedule, config.steps)  # float64 [T]
+        self._signal = self.alphas.sqrt().float()
+        self._noise = (1 - self.alphas).sqrt().float()
+
+    @property
+    def steps(self) -> int:
+        return self.config.steps
+
+    def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """√ᾱ_t and √(1 - ᾱ_t), shaped to multiply `like`. Each [B, 1, …]."""
+        shape = (-1, *[1] * (like.dim() - 1))
+        signal = self._signal.to(like.device)[t].view(shape)
+        noise = self._noise.to(like.device)[t].view(shape)
+        return signal, noise
+
+    def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """A sample of q(x_t | x_0) made with the given standard normal noise."""
+        a, s = self.levels(t, x0)
+        return a * x0 + s * noise
+
+    def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """What the network should output for x_t."""
+        a, s = self.levels(t, x0)
+        match self.config.predicts:
+            case "epsilon":
+                return noise
+            case "x0":
+                return x0
+            case "v":
+                return a * noise - s * x0
+
+    def x0_from(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The network's estimate of x_0, in fp32."""
+        output, x_t = output.float(), x_t.float()
+        a, s = self.levels(t, x_t)
+        match self.config.predicts:
+            case "epsilon":
+                return (x_t - s * output) / a
+            case "x0":
+                return output
+            case "v":
+                return a * x_t - s * output
+
+    def epsilon_from(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise that leads from x_0 to x_t."""
+        a, s = self.levels(t, x_t)
+        return (x_t - a * x0) / s
+
+
+def mean_squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """Per-sample mean squared error in fp32. [B]"""
+    return torch.square(output.float() - target.float()).flatten(1).mean(dim=1)

@@ -1,0 +1,195 @@
+"""CLIP: any open_clip model, its training face, and the frozen text encoder of the later stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Tokenizer = Callable[[list[str]], Tensor]
+"""Captions → tokens, int64 [B, L]."""
+
+CONFIG_NAME = "open_clip_config.json"
+WEIGHTS_NAME = "open_clip_model.safetensors"
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A vision transformer, in open_clip's terms."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    head_width: int = 64
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A text transformer, in open_clip's terms."""
+
+    width: int
+    layers: int
+    heads: int
+    context_length: int = 77
+    vocab_size: int = 49408
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """An open_clip model described by its sizes."""
+
+    embed_dim: int
+    vision: VisionConfig
+    text: TextConfig
+
+    def open_clip(self) -> dict[str, Any]:
+        """open_clip's own `model_cfg`."""
+        return {
+            "embed_dim": self.embed_dim,
+            "vision_cfg": asdict(self.vision),
+            "text_cfg": asdict(self.text),
+        }
+
+
+class ClipFeatures(NamedTuple):
+    """Both modalities' unit-length fp32 features [B, D], and the logit scale (a scalar)."""
+
+    image: Tensor
+    text: Tensor
+    logit_scale: Tensor
+
+
+class Clip(nn.Module):
+    """open_clip's CLIP for training: features are normalised in fp32 whatever the weights are."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.clip = open_clip.CLIP(**config.open_clip())
+
+    def forward(self, image: Tensor, tokens: Tensor) -> ClipFeatures:
+        """image float [B, 3, S, S], normalised; tokens int64 [B, L]."""
+        dtype = self.clip.logit_scale.dtype
+        return ClipFeatures(
+            F.normalize(self.clip.encode_image(image.to(dtype)).float(), dim=-1),
+            F.normalize(self.clip.encode_text(tokens).float(), dim=-1),
+            self.clip.logit_scale.float().clamp(max=4.6052).exp(),  # at most 100, as in the paper
+        )
+
+
+def normalise_pixels(image: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] → float32, with the mean and deviation that open_clip uses."""
+    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN, device=image.device).view(1, 3, 1, 1)
+    std = torch.tensor(open_clip.OPENAI_DATASET_STD, device=image.device).view(1, 3, 1, 1)
+    return (image.float() / 255 - mean) / std
+
+
+def save_open_clip(config: ClipConfig, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write `weights` (of `Clip`) so that open_clip loads them as `local-dir:folder`.
+
+    The caller makes `folder`, and sees to it that a half-written one is not taken for whole.
+    """
+    described = {
+        "model_cfg": config.open_clip(),
+        "preprocess_cfg": {
+            "mean": list(open_clip.OPENAI_DATASET_MEAN),
+            "std": list(open_clip.OPENAI_DATASET_STD),
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        },
+    }
+    plain = {name.removeprefix("clip."): value.contiguous() for name, value in weights.items()}
+    save_file(plain, str(folder / WEIGHTS_NAME))
+    (folder / CONFIG_NAME).write_text(json.dumps(described, indent=2) + "\n")
+
+
+def load_open_clip(folder: Path) -> nn.Module:
+    """A frozen fp32 open_clip model from a folder in open_clip's `local-dir` form."""
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder}: {name} is missing, expected a CLIP in open_clip's form")
+    model: nn.Module = open_clip.create_model_from_pretrained(
+        f"local-dir:{folder}", return_transform=False
+    )
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that belongs to a CLIP in open_clip's `local-dir` form."""
+    tokenizer: Tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    return tokenizer
+
+
+class TextStates(NamedTuple):
+    """What a caption is to the prior and the decoder."""
+
+    states: Tensor  # [B, L, W], after the final layer norm
+    mask: Tensor  # bool [B, L], True up to the end token
+    embedding: Tensor  # float32 [B, D], unit length
+
+
+class TextEncoder:
+    """A frozen CLIP's text tower: token states as in Karlo, and the text embedding z_t."""
+
+    def __init__(self, clip: nn.Module, tokenizer: Tokenizer) -> None:
+        self._clip = clip
+        # open_clip's two classes hold the same parts, one of them inside `text`.
+        self._tower: Any = getattr(clip, "text", clip)
+        if not hasattr(self._tower, "ln_final"):
+            raise ValueError(
+                "clip: got a Hugging Face text tower, expected open_clip's transformer"
+            )
+        self.tokenizer = tokenizer
+        self.null_tokens: Tensor = tokenizer([""])[0]  # [L]
+
+    @property
+    def width(self) -> int:
+        """Width W of the token states."""
+        return int(self._tower.ln_final.normalized_shape[0])
+
+    @property
+    def context_length(self) -> int:
+        """Number of tokens L."""
+        return len(self.null_tokens)
+
+    @property
+    def embedding_dim(self) -> int:
+        """D of the embeddings."""
+        return self(self.null_tokens[None]).embedding.shape[1]
+
+    def to(self, device: torch.device) -> TextEncoder:
+        """Move the tower to a device."""
+        self._clip.to(device)
+        self.null_tokens = self.null_tokens.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor) -> TextStates:
+        """tokens int64 [B, L]."""
+        tower = self._tower
+        hidden = tower.token_embedding(tokens) + tower.positional_embedding  # [B, L, W]
+        states = tower.ln_final(tower.transformer(hidden, attn_mask=tower.attn_mask))
+        last = tokens.argmax(dim=1)  # the end token has the highest id
+        pooled = states[torch.arange(len(tokens), device=tokens.device), last]
+        projection = tower.text_projection
+        pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+        mask = torch.arange(tokens.shape[1], device=tokens.device) <= last[:, None]
+        return TextStates(states, mask, F.normalize(pooled.float(), dim=-1))
+
+    def encode(self, captions: list[str]) -> TextStates:
+        """Tokenise and encode captions."""
+        return self(self.tokenizer(captions).to(self.null_tokens.device))
+
+
+def load_text_encoder(folder: Path) -> TextEncoder:
+    """The frozen text encoder of a CLIP in open_clip's `local-dir` form."""
+    return TextEncoder(load_open_clip(folder), load_tokenizer(folder))

@@ -1,0 +1,136 @@
+"""The diffusion prior: a causal transformer from a caption to CLIP's image embedding.
+
+Paper section 2.2: the sequence is [encoded text tokens, CLIP text embedding, timestep embedding,
+noised CLIP image embedding, a final learned token]; the output at the final token predicts the
+clean image embedding z_i. Sizes follow Karlo's prior, whose parameter count this one has exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .embeddings import TimestepMLP
+
+_EXTRA_TOKENS = 4  # text embedding, timestep, noised image embedding, final learned token
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Sizes of the prior. `text_width` is the width of the text encoder's token states."""
+
+    embedding_dim: int
+    text_width: int
+    context_length: int = 77
+    layers: int = 20
+    heads: int = 32
+    head_width: int = 64
+    dropout: float = 0.0
+
+
+class _Block(nn.Module):
+    """Pre-norm transformer block: masked self-attention, then a GELU MLP, four times as wide."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        b, n, w = x.shape
+        qkv = self.qkv(self.norm_attention(x)).view(b, n, 3, self.heads, w // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, head width]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = x + self.dropout(self.out(attended.transpose(1, 2).reshape(b, n, w)))
+        hidden = F.gelu(self.expand(self.norm_mlp(x)))
+        out: Tensor = x + self.dropout(self.contract(hidden))
+        return out
+
+
+class DiffusionPrior(nn.Module):
+    """x_t, t, caption → estimate of the clean image embedding.
+
+    Embeddings go in and out in the scaled space in which the diffusion runs (paper: 17.2 · z_i).
+    """
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.heads * config.head_width
+        tokens = config.context_length + _EXTRA_TOKENS
+        self.text_states_in = nn.Linear(config.text_width, width)
+        self.text_embedding_in = nn.Linear(config.embedding_dim, width)
+        self.time = TimestepMLP(width, width)
+        self.image_in = nn.Linear(config.embedding_dim, width)
+        self.final_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, tokens, width))
+        self.blocks = nn.ModuleList(
+            _Block(width, config.heads, config.dropout) for _ in range(config.layers)
+        )
+        self.norm_out = nn.LayerNorm(width)
+        self.image_out = nn.Linear(width, config.embedding_dim)
+        # Mean and deviation of the embeddings, for checkpoints that carry them (Karlo's): the
+        # model itself works in whatever space it is given.
+        self.register_buffer("clip_mean", torch.zeros(1, config.embedding_dim))
+        self.register_buffer("clip_std", torch.ones(1, config.embedding_dim))
+        causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+        self.register_buffer("causal", causal, persistent=False)
+        self.causal: Tensor
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:
+            assert isinstance(block, _Block)
+            # Residual outputs start small, so that depth does not scale the signal (GPT-2).
+            for layer in (block.out, block.contract):
+                layer.weight.data.mul_((2 * self.config.layers) ** -0.5)
+        nn.init.normal_(self.positions, std=0.01)
+        nn.init.normal_(self.final_token, std=0.01)
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        text_states: Tensor,
+        text_mask: Tensor,
+        text_embedding: Tensor,
+    ) -> Tensor:
+        """Predict the clean embedding.
+
+        x_t [B, D]; t int64 [B]; text_states [B, L, W]; text_mask bool [B, L], True where a token
+        is real; text_embedding [B, D]. Returns [B, D].
+        """
+        b = x_t.shape[0]
+        dtype = self.image_in.weight.dtype
+        sequence = torch.cat(
+            [
+                self.text_states_in(text_states.to(dtype)),
+                self.text_embedding_in(text_embedding.to(dtype))[:, None],
+                self.time(t)[:, None],
+                self.image_in(x_t.to(dtype))[:, None],
+                self.final_token.expand(b, -1, -1),
+            ],
+            dim=1,
+        )  # [B, L + 4, width]
+        keep = F.pad(text_mask, (0, _EXTRA_TOKENS), value=True)  # [B, L + 4]
+        # A padded token's own row must keep one key, or its softmax has none and gives NaN.
+        diagonal = torch.eye(keep.shape[1], dtype=torch.bool, device=keep.device)
+        mask = (self.causal & keep[:, None, :]) | diagonal  # [B, L + 4, L + 4]
+        x = sequence + self.positions
+        for block in self.blocks:
+            x = block(x, mask[:, None])
+        out: Tensor = self.image_out(self.norm_out(x[:, -1]))
+        return out

@@ -1,0 +1,102 @@
+"""CLIP's objective: the symmetric contrastive loss over the global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.batch import Batch, Needs
+from trainer.models.clip import ClipConfig, ClipFeatures, normalise_pixels
+from trainer.rng import SampleRandom
+
+
+@dataclass(frozen=True)
+class GlobalFeatures:
+    """Features of the whole global batch, detached, and where this rank's micro-batches lie."""
+
+    image: Tensor  # [N, D]
+    text: Tensor  # [N, D]
+    starts: tuple[int, ...]  # first row of each micro-batch
+
+
+class ClipObjective:
+    """Contrastive learning with as many negatives as the global batch has samples.
+
+    Micro-batches and ranks would each see their own negatives only. So a first pass without
+    gradients caches all features (as open_clip's --accum-freq); then each micro-batch is run again
+    with gradients and put in the place of its cached rows. Loss and gradients are those of one
+    process with the whole batch.
+    """
+
+    def __init__(self, config: ClipConfig) -> None:
+        self.needs = Needs(
+            image_size=config.vision.image_size,
+            tokens=True,
+            context_length=config.text.context_length,
+        )
+
+    @torch.no_grad()
+    def begin(self, model: nn.Module, batches: Sequence[Batch]) -> GlobalFeatures:
+        """Cache the features of the global batch."""
+        features = [_features(model, batch) for batch in batches]
+        image = torch.cat([f.image for f in features])
+        text = torch.cat([f.text for f in features])
+        first, rows = 0, len(image)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            first = dist.get_rank() * rows
+            image, text = _gathered(image), _gathered(text)
+        starts = [first]
+        for batch in batches[:-1]:
+            starts.append(starts[-1] + len(batch))
+        return GlobalFeatures(image, text, tuple(starts))
+
+    def loss(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        random: SampleRandom,
+        context: object | None,
+        index: int,
+    ) -> Tensor:
+        """Each sample's (image → text + text → image) / 2 cross entropy. [B]"""
+        assert isinstance(context, GlobalFeatures)
+        own = _features(model, batch)
+        start, total = context.starts[index], len(context.image)
+        share = len(batch) / total
+        # Every micro-batch differentiates the whole loss; the scale is in all of them, so each
+        # may contribute only its share of the scale's gradient.
+        scale = own.logit_scale.detach() + (own.logit_scale - own.logit_scale.detach()) * share
+        image = _replaced(context.image, own.image, start)
+        text = _replaced(context.text, own.text, start)
+        logits = scale * image @ text.T  # [N, N]
+        labels = torch.arange(total, device=logits.device)
+        each = 0.5 * (
+            F.cross_entropy(logits, labels, reduction="none")
+            + F.cross_entropy(logits.T, labels, reduction="none")
+        )  # [N]
+        mean = each.mean()
+        # Value: this micro-batch's samples. Gradient: that of the global mean, spread over them.
+        return each[start : start + len(batch)].detach() + (mean - mean.detach()) / share
+
+
+def _features(model: nn.Module, batch: Batch) -> ClipFeatures:
+    assert batch.image is not None
+    assert batch.tokens is not None
+    features: ClipFeatures = model(normalise_pixels(batch.image), batch.tokens)
+    return features
+
+
+def _replaced(cached: Tensor, own: Tensor, start: int) -> Tensor:
+    return torch.cat([cached[:start], own, cached[start + len(own) :]])
+
+
+def _gathered(features: Tensor) -> Tensor:
+    """Rows of all ranks in rank order; every rank has the same number."""
+    parts = [torch.empty_like(features) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, features.contiguous())
+    return torch.cat(parts)
