@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention import fast_attention_of_others
+
 Tokenizer = Callable[[list[str]], Tensor]
 """Captions → tokens, int64 [B, L]."""
 
@@ -78,10 +80,12 @@ class Clip(nn.Module):
 
     def forward(self, image: Tensor, tokens: Tensor) -> ClipFeatures:
         """image float [B, 3, S, S], normalised; tokens int64 [B, L]."""
-        dtype = self.clip.logit_scale.dtype
+        with fast_attention_of_others(image.device):
+            image_features = self.clip.encode_image(image.to(self.clip.logit_scale.dtype))
+            text_features = self.clip.encode_text(tokens)
         return ClipFeatures(
-            F.normalize(self.clip.encode_image(image.to(dtype)).float(), dim=-1),
-            F.normalize(self.clip.encode_text(tokens).float(), dim=-1),
+            F.normalize(image_features.float(), dim=-1),
+            F.normalize(text_features.float(), dim=-1),
             self.clip.logit_scale.float().clamp(max=4.6052).exp(),  # at most 100, as in the paper
         )
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention import attention
 from .embeddings import TimestepMLP
 
 _EXTRA_TOKENS = 4  # text embedding, timestep, noised image embedding, final learned token
@@ -49,7 +50,7 @@ class _Block(nn.Module):
         b, n, w = x.shape
         qkv = self.qkv(self.norm_attention(x)).view(b, n, 3, self.heads, w // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, head width]
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        attended = attention(q, k, v, mask)
         x = x + self.dropout(self.out(attended.transpose(1, 2).reshape(b, n, w)))
         hidden = F.gelu(self.expand(self.norm_mlp(x)))
         out: Tensor = x + self.dropout(self.contract(hidden))

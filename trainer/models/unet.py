@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention import attention
 from .embeddings import TimestepMLP
 
 _GROUPS = 32
@@ -117,14 +118,13 @@ class AttentionBlock(nn.Module):
         b, c, h, w = x.shape
         pixels = self.norm(x).flatten(2).transpose(1, 2)  # [B, H*W, C]
         q, k, v = map(self._heads, self.qkv(pixels).chunk(3, dim=2))
-        bias = None
+        seen = None
         if self.context_kv is not None and context is not None:
             context_k, context_v = map(self._heads, self.context_kv(context).chunk(2, dim=2))
             k, v = torch.cat([context_k, k], dim=2), torch.cat([context_v, v], dim=2)
             if mask is not None:
-                bias = F.pad(mask, (0, h * w), value=True)[:, None, None, :]  # [B, 1, 1, L + HW]
-                bias = bias.expand(-1, 1, h * w, -1)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+                seen = F.pad(mask, (0, h * w), value=True)[:, None, None, :]  # [B, 1, 1, L + HW]
+        attended = attention(q, k, v, seen)
         tokens: Tensor = self.out(attended.transpose(1, 2).reshape(b, h * w, c))
         return x + tokens.transpose(1, 2).reshape(b, c, h, w)
 

@@ -41,13 +41,15 @@ class ClipObjective:
         )
 
     @torch.no_grad()
-    def begin(self, model: nn.Module, batches: Sequence[Batch]) -> GlobalFeatures:
-        """Cache the features of the global batch."""
+    def begin(self, model: nn.Module, batches: Sequence[Batch]) -> GlobalFeatures | None:
+        """Cache the features of the global batch, if it is more than the one micro-batch."""
+        if len(batches) == 1 and _world_size() == 1:
+            return None
         features = [_features(model, batch) for batch in batches]
         image = torch.cat([f.image for f in features])
         text = torch.cat([f.text for f in features])
         first, rows = 0, len(image)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if _world_size() > 1:
             first = dist.get_rank() * rows
             image, text = _gathered(image), _gathered(text)
         starts = [first]
@@ -64,8 +66,10 @@ class ClipObjective:
         index: int,
     ) -> Tensor:
         """Each sample's (image → text + text → image) / 2 cross entropy. [B]"""
-        assert isinstance(context, GlobalFeatures)
         own = _features(model, batch)
+        if context is None:
+            context = GlobalFeatures(own.image, own.text, (0,))
+        assert isinstance(context, GlobalFeatures)
         start, total = context.starts[index], len(context.image)
         share = len(batch) / total
         # Every micro-batch differentiates the whole loss; the scale is in all of them, so each
@@ -82,6 +86,10 @@ class ClipObjective:
         mean = each.mean()
         # Value: this micro-batch's samples. Gradient: that of the global mean, spread over them.
         return each[start : start + len(batch)].detach() + (mean - mean.detach()) / share
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _features(model: nn.Module, batch: Batch) -> ClipFeatures:
