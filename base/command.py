@@ -16,6 +16,7 @@ from base.errors import UserError
 
 _DEBUG = "--debug"
 _KEYBOARD = 130
+_INTERRUPTED = "interrupted; run the same command again"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _PATH = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EROFS}
 
@@ -40,6 +41,8 @@ def run(app: typer.Typer) -> NoReturn:
         code = _report(error, debug)
     else:
         code = result if isinstance(result, int) else 0
+        if code == _KEYBOARD:  # some versions of typer make this of a KeyboardInterrupt
+            print(_INTERRUPTED, file=sys.stderr)
     sys.exit(code)
 
 
@@ -66,7 +69,7 @@ def _report(error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        print("interrupted; run the same command again", file=sys.stderr)
+        print(_INTERRUPTED, file=sys.stderr)
         return _KEYBOARD
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -95,18 +95,21 @@ def _describe(
     sources: Mapping[yaml.Path, str],
     where: str,
 ) -> str:
-    path = _path(detail, data)
+    path, kind_of_error, got = _path(detail, data), detail["type"], detail["input"]
+    if kind_of_error in ("union_tag_invalid", "union_tag_not_found"):  # it lies with one key
+        path = (*path, detail["ctx"]["discriminator"].strip("'"))
+        got = detail["ctx"].get("tag")
     name = ".".join(map(str, path)) or "config"
     source = next(
         (sources[path[:n]] for n in range(len(path), 0, -1) if path[:n] in sources), where
     )
-    if detail["type"] == "missing":
+    if kind_of_error in ("missing", "union_tag_not_found"):
         return f"{name}: missing, and it has no default; {source}"
-    if detail["type"] in _UNKNOWN:
+    if kind_of_error in _UNKNOWN:
         return f"{name}: unknown key; {_advice(str(path[-1]), path[:-1], data, kind)}; {source}"
-    if detail["type"] in ("value_error", "assertion_error") and "error" in detail.get("ctx", {}):
+    if kind_of_error in ("value_error", "assertion_error") and "error" in detail.get("ctx", {}):
         return f"{name}: {' '.join(str(detail['ctx']['error']).split())}; {source}"
-    return f"{name}: got {_shown(detail['input'])}, expected {_expected(detail)}; {source}"
+    return f"{name}: got {_shown(got)}, expected {_expected(detail)}; {source}"
 
 
 def _path(detail: ErrorDetails, data: object) -> yaml.Path:
@@ -151,8 +154,7 @@ _EXPECTED = {
     "multiple_of": "a multiple of {multiple_of}",
     "literal_error": "{expected}",
     "enum": "{expected}",
-    "union_tag_invalid": "{discriminator} to be one of {expected_tags}",
-    "union_tag_not_found": "keys and values with {discriminator} among them",
+    "union_tag_invalid": "one of {expected_tags}",
     "too_short": "at least {min_length} items",
     "too_long": "at most {max_length} items",
     "string_too_short": "at least {min_length} characters",
