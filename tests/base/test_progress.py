@@ -4,11 +4,11 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
 
-import base.progress
 from base.progress import Progress, clock
 
 
@@ -16,7 +16,7 @@ from base.progress import Progress, clock
 def tick(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Moves the clock that progress reads."""
     now = [100.0]
-    monkeypatch.setattr(base.progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def move(seconds: float) -> None:
         now[0] += seconds
