@@ -1,0 +1,64 @@
+"""Publishing a finished shard: files to their names, then the commit; the first one wins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from base.files import write_json
+from data_pipeline.schema.dataset import (
+    EMBEDDED,
+    WORK_FOLDER,
+    Commit,
+    commit_path,
+    read_commit,
+)
+
+
+def attempt_folder(root: Path, shard: int, token: str) -> Path:
+    """Where one attempt at a shard writes, under the files' later relative names."""
+    return root / WORK_FOLDER / "attempts" / f"{shard:05d}-{token}"
+
+
+def is_done(root: Path, shard: int, stage: str, name: str | None = None) -> bool:
+    """Whether the shard reached `stage` and its files are there with their committed sizes."""
+    commit = read_commit(root, shard, name)
+    if commit is None or (stage == EMBEDDED and commit.stage != EMBEDDED):
+        return False
+    return all(_has_size(root / path, record.bytes) for path, record in commit.files.items())
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False
+
+
+def publish(
+    root: Path, attempt: Path, commit: Commit, new: list[str], name: str | None = None
+) -> bool:
+    """Moves the attempt's `new` files (fsynced by their writers) into place and commits them.
+
+    False when another attempt was committed before: its bytes stay.
+    """
+    if is_done(root, commit.shard, commit.stage, name):
+        return False
+    folders = set()
+    for path in new:
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(attempt / path, target)
+        folders.add(target.parent)
+    for folder in folders:
+        _sync_folder(folder)
+    write_json(commit_path(root, commit.shard, name), commit.to_json())
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

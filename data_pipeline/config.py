@@ -1,0 +1,32 @@
+"""What `unclip data prepare` may be told: size, mode, quality, caps, filters."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from base.config import Config
+from data_pipeline.schema.dataset import KEYS_PER_SHARD
+
+Mode = Literal["center_crop", "keep_ratio", "keep_ratio_largest", "border", "none"]
+
+
+class PrepareConfig(Config):
+    """How pictures are stored. All of it goes into the plan's fingerprint.
+
+    Only the caps on pixels and bytes are on by default; a filter at 0 is off.
+    """
+
+    image_size: int = Field(256, ge=8, le=8192)
+    mode: Mode = "center_crop"  # see data_pipeline.resize
+    only_if_bigger: bool = False  # never enlarge a small picture
+    jpeg_quality: int = Field(95, ge=1, le=100)
+    chroma: Literal["420", "444"] = "420"  # 420 halves the colours' resolution, as usual
+    samples_per_shard: int = Field(1000, ge=1, le=KEYS_PER_SHARD)
+    max_pixels: int = Field(64_000_000, ge=1)  # declared by the header, before any decoding
+    max_bytes: int = Field(256 << 20, ge=1)  # of a picture's file
+    min_side: int = Field(0, ge=0)
+    max_aspect: float = Field(0.0, ge=0)
+    min_caption: int = Field(0, ge=0)  # characters
+    max_caption: int = Field(0, ge=0)

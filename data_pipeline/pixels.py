@@ -1,0 +1,183 @@
+"""One shard from its input rows: pictures fitted and encoded, tar, metadata, rejections."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import imagehash
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+from PIL import Image
+
+from data_pipeline import columns, resize, sources
+from data_pipeline.config import PrepareConfig
+from data_pipeline.decode import Limits, decode
+from data_pipeline.plan import ShardPlan
+from data_pipeline.row import Rejection, Row
+from data_pipeline.schema.dataset import (
+    EMBEDDING_COLUMNS,
+    METADATA_SCHEMA,
+    PIXELS,
+    REJECTED_SCHEMA,
+    VERSION,
+    Commit,
+    FileRecord,
+    metadata_path,
+    metadata_schema,
+    rejected_path,
+    sample_key,
+    tar_path,
+)
+from data_pipeline.shards import TarWriter, write_parquet
+from data_pipeline.sources import Source
+
+cv2.setNumThreads(0)  # one shard, one core
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a worker needs to make one shard."""
+
+    plan: ShardPlan
+    sources: tuple[Source, ...]
+    extra: pa.Schema  # other columns of all sources together
+    config: PrepareConfig
+
+
+@dataclass
+class _Rows:
+    """What the shard's tables will hold."""
+
+    kept: list[dict[str, Any]] = field(default_factory=list)
+    extras: list[dict[str, Any]] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+
+def make_shard(job: Job, attempt: Path) -> Commit:
+    """Writes the shard's files under `attempt`, by their later relative names.
+
+    Equal inputs, config and versions give equal bytes.
+    """
+    rows = _Rows()
+    shard = job.plan.shard
+    tar = TarWriter(tar_path(attempt, shard))
+    with tar:
+        for position, row in _input_rows(job):
+            try:
+                _add(job, tar, rows, position, row)
+            except Rejection as why:
+                rows.rejected.append(
+                    {
+                        "row": position,
+                        "source_key": _utf8(row.source_key),
+                        "url": row.url,
+                        "reason": why.reason,
+                        "message": _utf8(why.message),
+                    }
+                )
+    files = {}
+    root = Path()
+    if rows.kept:
+        files[str(tar_path(root, shard))] = tar.file.record(len(rows.kept))
+        table = _metadata(rows, job.extra)
+        path = metadata_path(attempt, shard)
+        files[str(metadata_path(root, shard))] = write_parquet(path, table)
+    else:
+        tar_path(attempt, shard).unlink()
+    files[str(rejected_path(root, shard))] = _write_rejected(attempt, shard, rows.rejected)
+    return Commit(
+        VERSION, PIXELS, shard, job.plan.count, len(rows.kept), len(rows.rejected), files
+    )
+
+
+def _input_rows(job: Job) -> Iterator[tuple[int, Row]]:
+    position = job.plan.first_row
+    for part in job.plan.slices:
+        source = job.sources[part.source]
+        for row in sources.read(source, part.first, part.count, job.config.max_bytes):
+            yield position, row
+            position += 1
+
+
+def _add(job: Job, tar: TarWriter, rows: _Rows, position: int, row: Row) -> None:
+    """Encodes a row and appends it to tar and tables; raises Rejection before touching them."""
+    if row.problem is not None:
+        raise row.problem
+    config = job.config
+    _check_captions(row.captions, config)
+    jpeg, meta = _encode(row.image, config)
+    key = sample_key(job.plan.shard, len(rows.kept))
+    url = None if row.url is None else _utf8(row.url)
+    head: dict[str, Any] = {
+        "key": key,
+        "caption": row.captions[0],
+        "captions": list(row.captions),
+        "row": position,
+        "source_key": _utf8(row.source_key),
+        "url": url,
+        **meta,
+    }
+    rest = columns.renamed(row.extra, metadata_schema(job.extra), job.extra)
+    text = row.captions[0].encode()
+    body = columns.json_text({**head, **rest}).encode("utf-8", "replace")
+    for suffix, data in (("jpg", jpeg), ("txt", text), ("json", body)):
+        head[f"{suffix}_offset"] = tar.add(f"{key}.{suffix}", data)
+        head[f"{suffix}_length"] = len(data)
+    rows.kept.append(head)
+    rows.extras.append(dict(row.extra))
+
+
+def _check_captions(captions: Sequence[str], config: PrepareConfig) -> None:
+    if not captions:
+        raise Rejection("no_caption", "the row has no caption")
+    length = len(captions[0])
+    if length < config.min_caption:
+        raise Rejection("caption_too_short", f"{length} characters of {config.min_caption}")
+    if config.max_caption and length > config.max_caption:
+        raise Rejection("caption_too_long", f"{length} characters, max is {config.max_caption}")
+
+
+def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any]]:
+    """The stored JPEG, and what metadata says of picture and source."""
+    mode, size = config.mode, config.image_size
+    limits = Limits(config.max_pixels, config.min_side, config.max_aspect)
+    picture = decode(data, limits, lambda w, h: resize.needed_sides(mode, size, w, h))
+    fitted = resize.fit(picture.pixels, mode, size, config.only_if_bigger)
+    jpeg = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(fitted), config.jpeg_quality, "RGB", config.chroma
+    )
+    stored = Image.fromarray(simplejpeg.decode_jpeg(jpeg))
+    return jpeg, {
+        "width": stored.width,
+        "height": stored.height,
+        "original_width": picture.width,
+        "original_height": picture.height,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "phash": str(imagehash.phash(stored)),
+    }
+
+
+def _metadata(rows: _Rows, extra: pa.Schema) -> pa.Table:
+    schema = metadata_schema(extra)
+    known = {name: [row.get(name) for row in rows.kept] for name in METADATA_SCHEMA.names}
+    arrays = [pa.array(known[field.name], field.type) for field in METADATA_SCHEMA]
+    for field in extra:
+        arrays.append(columns.as_array([row.get(field.name) for row in rows.extras], field.type))
+    assert all(known[name] == [None] * len(rows.kept) for name in EMBEDDING_COLUMNS)
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _write_rejected(attempt: Path, shard: int, rejected: list[dict[str, Any]]) -> FileRecord:
+    table = pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)
+    return write_parquet(rejected_path(attempt, shard), table)
+
+
+def _utf8(text: str) -> str:
+    """The text without lone surrogates, which UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode()

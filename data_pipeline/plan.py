@@ -1,0 +1,173 @@
+"""The plan: which input rows make which shard. Persisted first, and what a resume is held to."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from base.config import dump_config, fingerprint, load_config
+from base.errors import UserError
+from base.files import atomic_path, sha256_file, write_atomic
+from data_pipeline.config import PrepareConfig
+from data_pipeline.schema.dataset import CONFIG_FILE, MAX_SHARDS, PLAN_FILE, PLAN_SCHEMA
+from data_pipeline.sources import Source
+
+_NOTE = b"sources"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows first … first + count - 1 of a source, by its number."""
+
+    source: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard's rows; `first_row` is the position of its first one in the whole input."""
+
+    shard: int
+    first_row: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def count(self) -> int:
+        """Input rows of this shard."""
+        return sum(part.count for part in self.slices)
+
+
+def cut(rows: Sequence[int], per_shard: int) -> list[ShardPlan]:
+    """Shards of `per_shard` rows over the sources' rows laid end to end; the last may be shorter.
+
+    Raises:
+        UserError: there would be more than 10⁵ shards.
+    """
+    total = sum(rows)
+    if total > MAX_SHARDS * per_shard:
+        raise UserError(
+            f"samples_per_shard: {total} rows would make {-(-total // per_shard)} shards of "
+            f"{per_shard}, expected at most {MAX_SHARDS}; raise it, or split the input"
+        )
+    starts = list(itertools.accumulate(rows, initial=0))[:-1]
+    shards: list[ShardPlan] = []
+    source = 0
+    for first in range(0, total, per_shard):
+        last = min(total, first + per_shard)
+        while starts[source] + rows[source] <= first:
+            source += 1
+        slices, at = [], source
+        while at < len(rows) and starts[at] < last:
+            begin = max(first, starts[at]) - starts[at]
+            end = min(last, starts[at] + rows[at]) - starts[at]
+            if end > begin:
+                slices.append(Slice(at, begin, end - begin))
+            at += 1
+        shards.append(ShardPlan(len(shards), first, tuple(slices)))
+    return shards
+
+
+def persist(root: Path, sources: Sequence[Source], config: PrepareConfig) -> list[ShardPlan]:
+    """Writes the plan, or checks that the one that is there is the same.
+
+    Raises:
+        UserError: inputs or config differ from those of the plan that `root` was begun with.
+    """
+    shards = cut([source.rows for source in sources], config.samples_per_shard)
+    if (root / CONFIG_FILE).is_file():
+        _require_same(root, sources, config)
+    else:
+        _write(root, sources, shards, config)
+    return shards
+
+
+def plan_fingerprint(root: Path) -> str:
+    """SHA-256 over the hashes of plan.parquet and config.yaml."""
+    return fingerprint([sha256_file(root / PLAN_FILE), sha256_file(root / CONFIG_FILE)])
+
+
+def planned_rows(root: Path) -> list[int]:
+    """Input rows of each shard, as persisted.
+
+    Raises:
+        UserError: the plan is missing or unreadable.
+    """
+    table = _read(root)
+    counts: dict[int, int] = {}
+    for shard, count in zip(
+        table["shard"].to_pylist(), table["count"].to_pylist(), strict=True
+    ):
+        counts[shard] = counts.get(shard, 0) + count
+    return [counts.get(shard, 0) for shard in range(max(counts, default=-1) + 1)]
+
+
+def read_config(root: Path) -> PrepareConfig:
+    """The config of the plan."""
+    return load_config(root / CONFIG_FILE, PrepareConfig)
+
+
+def _identity(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    return [
+        {"name": s.name, "kind": s.kind, "rows": s.rows, "fingerprint": s.fingerprint}
+        for s in sources
+    ]
+
+
+def _write(
+    root: Path, sources: Sequence[Source], shards: Sequence[ShardPlan], config: PrepareConfig
+) -> None:
+    rows = list(_rows(sources, shards))
+    columns = [pa.array(column, field.type) for column, field in zip(zip(*rows), PLAN_SCHEMA)]
+    note = json.dumps(_identity(sources), ensure_ascii=False)
+    table = pa.Table.from_arrays(columns, schema=PLAN_SCHEMA)
+    with atomic_path(root / PLAN_FILE) as temporary:
+        pq.write_table(table.replace_schema_metadata({_NOTE: note}), temporary)
+    write_atomic(root / CONFIG_FILE, dump_config(config))  # last: its presence makes the plan
+
+
+def _rows(
+    sources: Sequence[Source], shards: Sequence[ShardPlan]
+) -> Iterator[tuple[int, str, int, int]]:
+    for plan in shards:
+        for part in plan.slices:
+            yield plan.shard, sources[part.source].name, part.first, part.count
+
+
+def _read(root: Path) -> pa.Table:
+    try:
+        return pq.read_table(root / PLAN_FILE)
+    except (OSError, pa.ArrowException) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"{root / PLAN_FILE}: cannot be read ({text})") from error
+
+
+def _require_same(root: Path, sources: Sequence[Source], config: PrepareConfig) -> None:
+    old, new = read_config(root).model_dump(), config.model_dump()
+    for key, value in new.items():
+        if old.get(key) != value:
+            raise UserError(
+                f"{root}: begun with {key} {old.get(key)!r}, now {value!r}; "
+                "use the old value or another --out"
+            )
+    note = (_read(root).schema.metadata or {}).get(_NOTE, b"[]")
+    before = json.loads(note)
+    if len(before) != len(sources):
+        raise UserError(
+            f"{root}: begun with {len(before)} inputs, now {len(sources)}; "
+            "use the old ones or another --out"
+        )
+    for was, source in zip(before, sources, strict=True):
+        if (was["rows"], was["fingerprint"]) != (source.rows, source.fingerprint):
+            raise UserError(
+                f"{source.name}: changed since {root} was begun ({was['rows']} rows then, "
+                f"{source.rows} now); use another --out"
+            )
+

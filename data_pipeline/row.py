@@ -1,0 +1,28 @@
+"""One input row, as every source yields it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Rejection(Exception):  # noqa: N818 - an outcome of a row, not a failure of the program
+    """Why a row is not kept: a word of schema.dataset.REASONS and a sentence."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = " ".join(message.split())
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture's bytes with its captions, or the reason why there are none."""
+
+    source_key: str
+    image: bytes = b""
+    captions: tuple[str, ...] = ()
+    url: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # the input's other columns
+    problem: Rejection | None = None

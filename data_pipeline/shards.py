@@ -1,0 +1,142 @@
+"""Writers of a shard's files, byte for byte the same for the same content; hashed while written."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.schema.dataset import FileRecord
+
+_BLOCK = 512
+_NAME_BYTES = 100
+_CHECKSUM = slice(148, 156)
+
+
+class HashedFile(io.RawIOBase):
+    """A new file that knows its hash; fsynced when closed."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("xb", buffering=1 << 18)
+        self._digest = hashlib.sha256()
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        written = self._file.write(data)
+        self._digest.update(data)
+        self._size += written
+        return written
+
+    def tell(self) -> int:
+        return self._size
+
+    def close(self) -> None:
+        if not self._file.closed:
+            try:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            finally:
+                self._file.close()
+        super().close()
+
+    def record(self, rows: int) -> FileRecord:
+        """The commit's record of this file."""
+        return FileRecord(self._digest.hexdigest(), self._size, rows)
+
+
+def ustar_header(name: str, size: int) -> bytes:
+    """A 512-byte header: regular file, mode 644, mtime, uid and gid 0, no owner names.
+
+    Raises:
+        ValueError: the name or size does not fit plain ustar.
+    """
+    encoded = name.encode("ascii")
+    if len(encoded) > _NAME_BYTES or not 0 <= size < 8**11:
+        raise ValueError(f"name, size: got {name!r}, {size}, expected what ustar can hold")
+    fields = (
+        encoded.ljust(_NAME_BYTES, b"\0"),
+        b"0000644\0" + b"0000000\0" * 2,  # mode, uid, gid
+        b"%011o\0" % size,
+        b"00000000000\0",  # mtime
+        b" " * 8,  # the checksum counts as spaces
+        b"0" + b"\0" * 100,  # regular file, no link
+        b"ustar\x0000" + b"\0" * 64,  # magic, version, empty owner names
+        b"0000000\0" * 2,  # device numbers
+    )
+    header = bytearray(b"".join(fields).ljust(_BLOCK, b"\0"))
+    header[_CHECKSUM] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+class TarWriter:
+    """A plain ustar file, ended by two zero blocks."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = HashedFile(path)
+
+    def add(self, name: str, data: bytes) -> int:
+        """Appends a member; gives the offset of its data."""
+        self.file.write(ustar_header(name, len(data)))
+        offset = self.file.tell()
+        self.file.write(data + b"\0" * (-len(data) % _BLOCK))
+        return offset
+
+    def __enter__(self) -> TarWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.file.write(b"\0" * 2 * _BLOCK)
+        self.file.close()
+
+
+def write_embeddings(path: Path, rows: npt.NDArray[np.float16]) -> FileRecord:
+    """npy 1.0, `<f2`, C order, [n, D]."""
+    array = np.ascontiguousarray(rows, dtype="<f2")
+    with HashedFile(path) as file:
+        np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
+    return file.record(len(array))
+
+
+def write_parquet(path: Path, table: pa.Table) -> FileRecord:
+    """One row group (none for an empty table), zstd."""
+    with HashedFile(path) as file:
+        pq.write_table(
+            table,
+            pa.PythonFile(file, mode="w"),
+            row_group_size=max(1, table.num_rows),
+            compression="zstd",
+            write_statistics=True,
+        )
+    return file.record(table.num_rows)
+
+
+def with_note(table: pa.Table, name: str, value: Mapping[str, Any]) -> pa.Table:
+    """The table with JSON in its schema's metadata."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), name: text})
+
+
+def read_note(schema: pa.Schema, name: str) -> Any:
+    """What `with_note` left, or None."""
+    value = (schema.metadata or {}).get(name.encode())
+    return None if value is None else json.loads(value)

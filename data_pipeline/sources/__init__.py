@@ -1,0 +1,72 @@
+"""Inputs of every kind, seen as numbered rows that any worker can read from the middle."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from base.errors import NothingUsable, UserError
+from data_pipeline.row import Row
+from data_pipeline.sources import pairs, tables, tars
+from data_pipeline.sources.source import Source
+
+__all__ = ["Source", "read", "scan"]
+
+
+def scan(inputs: Sequence[str | Path], work: Path) -> list[Source]:
+    """The inputs' sources in argument order; what must be listed is listed under `work`.
+
+    A folder is one of pairs when it has a captions table; otherwise its tars, or else its parquet
+    files, are the sources in the order of their names; otherwise it is one of pairs.
+
+    Raises:
+        UserError: an input is missing or unreadable.
+        NothingUsable: an input holds no rows at all.
+    """
+    numbers = itertools.count()
+    sources: list[Source] = []
+    for given in inputs:
+        path = Path(given)
+        if not path.exists():
+            raise UserError(f"{given}: no such file or folder")
+        for found in _members(path):
+            listing = work / "listings" / f"{next(numbers):05d}.parquet"
+            name = str(given) if found == path else str(Path(given) / found.name)
+            try:
+                sources.append(_scan_one(found, name, listing))
+            except OSError as error:
+                raise UserError(f"{found}: {error.strerror or error}") from error
+    if not sum(source.rows for source in sources):
+        raise NothingUsable(f"{', '.join(map(str, inputs))}: no rows")
+    return sources
+
+
+def _members(path: Path) -> list[Path]:
+    if not path.is_dir() or any((path / name).is_file() for name in pairs.TABLES):
+        return [path]
+    for suffix in (".tar", ".parquet"):
+        found = sorted(item for item in path.iterdir() if item.suffix == suffix and item.is_file())
+        if found:
+            return found
+    return [path]
+
+
+def _scan_one(path: Path, name: str, listing: Path) -> Source:
+    if path.is_dir():
+        return pairs.scan(path, name, listing)
+    if path.suffix in tables.SUFFIXES:
+        return tables.scan(path, name, listing)
+    if path.suffix == ".tar":
+        return tars.scan(path, name, listing)
+    raise UserError(
+        f"{name}: expected a folder, a .tar, or a table ({', '.join(tables.SUFFIXES)})"
+    )
+
+
+_READERS = {"pairs": pairs.read, "tar": tars.read, "table": tables.read}
+
+
+def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:
+    """Exactly `count` rows from row `first` on; a row's problem travels in the row."""
+    return _READERS[source.kind](source, first, count, max_bytes)

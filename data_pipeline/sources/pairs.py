@@ -1,0 +1,255 @@
+"""A folder of pairs: pictures with a same-named .txt or an entry in the folder's captions table."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from base.errors import NothingUsable, UserError
+from data_pipeline import columns
+from data_pipeline.row import Rejection, Row
+from data_pipeline.sources.source import (
+    INFER_ROWS,
+    Source,
+    clean_captions,
+    parse_sidecar,
+    table_rows,
+    take_captions,
+    without_captions,
+    write_listing,
+)
+from data_pipeline.sources.tables import (
+    SUFFIXES,
+    Roles,
+    find_roles,
+    load_table,
+    other_columns,
+    read_file,
+    values,
+)
+
+TABLES = tuple(f"captions{suffix}" for suffix in SUFFIXES)
+_COLUMN = "column:"  # before a listing's columns that came from the captions table
+_LIST = pa.list_(pa.binary())  # text of unknown honesty: workers decode it and say which is bad
+
+
+@dataclass
+class _Captions:
+    """The folder's captions table: by path, which row comes first and all captions."""
+
+    table: pa.Table | None = None
+    roles: Roles | None = None
+    first: dict[str, int] = field(default_factory=dict)
+    texts: dict[str, list[bytes]] = field(default_factory=dict)
+
+
+def scan(folder: Path, name: str, listing: Path) -> Source:
+    """Lists the folder's pairs, sorted by the bytes of their relative paths.
+
+    Raises:
+        NothingUsable: the folder is empty, or nothing in it has a caption.
+        UserError: the captions table cannot be read.
+    """
+    files = _walk(folder)
+    if not files:
+        raise NothingUsable(f"{folder}: the folder is empty")
+    captions = _load_captions(folder)
+    texts = {path[: -len(".txt")] for path in files if path.endswith(".txt")}
+    pictures = _pictures(files, texts, captions)
+    if not pictures:
+        raise NothingUsable(
+            f"{folder}: no file has a caption (a same-named .txt, or an entry in "
+            f"{' or '.join(TABLES[:2])})"
+        )
+    table = _listing(pictures, files, texts, captions)
+    extra = _extra(folder, table, captions)
+    left_out = len(files) - len(texts) - len(pictures) - sum(path in files for path in TABLES)
+    left_out -= sum(path is not None for path in table["json"].to_pylist())
+    notes = (f"{name}: {left_out} files without a caption left out",) if left_out > 0 else ()
+    return Source(
+        kind="pairs",
+        name=name,
+        path=str(folder.absolute()),
+        rows=len(pictures),
+        fingerprint=_fingerprint(folder, table, captions),
+        table=write_listing(listing, table),
+        extra=extra,
+        notes=notes,
+    )
+
+
+def _walk(folder: Path) -> set[str]:
+    """Relative paths of all files, hidden ones left out."""
+    found: set[str] = set()
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+
+    for top, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        place = Path(top).relative_to(folder).as_posix()
+        start = "" if place == "." else place + "/"
+        found.update(start + name for name in names if not name.startswith("."))
+    return found
+
+
+def _load_captions(folder: Path) -> _Captions:
+    path = next((folder / name for name in TABLES if (folder / name).is_file()), None)
+    if path is None:
+        return _Captions()
+    table = load_table(path)
+    roles = find_roles(table.schema, str(path), picture=False)
+    if roles.path is None:
+        raise UserError(f"{path}: no column with the files' names (such as `file`)")
+    captions = _Captions(table, roles)
+    paths = table[roles.path].to_pylist()
+    lists = [table[name].cast(_as_binary(table[name].type)).to_pylist() for name in roles.captions]
+    for i, path_ in enumerate(paths):
+        key = posixpath.normpath(path_) if path_ else ""
+        captions.first.setdefault(key, i)
+        texts = captions.texts.setdefault(key, [])
+        for column in lists:
+            value = column[i]
+            texts += value if isinstance(value, list) else [value]
+    return captions
+
+
+def _as_binary(kind: pa.DataType) -> pa.DataType:
+    return _LIST if pa.types.is_list(kind) or pa.types.is_large_list(kind) else pa.binary()
+
+
+def _pictures(files: set[str], texts: set[str], captions: _Captions) -> list[str]:
+    """Files with a caption, and entries of the table whether their file exists or not."""
+    found = set(captions.first)
+    stems: dict[str, list[str]] = {}
+    for path in files:
+        stem, suffix = posixpath.splitext(path)
+        if suffix != ".txt" and path not in TABLES and stem in texts:
+            stems.setdefault(stem, []).append(path)
+    for paths in stems.values():
+        # A .json beside a picture belongs to the picture; alone with a .txt it is a row like any.
+        beside = [path for path in paths if not path.endswith(".json")]
+        found.update(beside or paths)
+    return sorted(found, key=os.fsencode)
+
+
+def _listing(
+    pictures: list[str], files: set[str], texts: set[str], captions: _Captions
+) -> pa.Table:
+    stems = [posixpath.splitext(path)[0] for path in pictures]
+    table = {
+        "file": pa.array([os.fsencode(path) for path in pictures], pa.binary()),
+        "txt": pa.array([stem in texts for stem in stems], pa.bool_()),
+        "json": pa.array(
+            [
+                os.fsencode(f"{stem}.json") if f"{stem}.json" in files and not same else None
+                for stem, same in zip(
+                    stems, (path.endswith(".json") for path in pictures), strict=True
+                )
+            ],
+            pa.binary(),
+        ),
+        "captions": pa.array([captions.texts.get(path) for path in pictures], _LIST),
+    }
+    if captions.table is not None and captions.roles is not None:
+        rows = pa.array([captions.first.get(path) for path in pictures], pa.int64())
+        for column in other_columns(captions.table.schema, captions.roles):
+            table[_COLUMN + column.name] = captions.table[column.name].take(rows)
+        if captions.roles.url:
+            table["url"] = captions.table[captions.roles.url].take(rows)
+    return pa.table(table)
+
+
+def _fingerprint(folder: Path, table: pa.Table, captions: _Captions) -> str:
+    digest = hashlib.sha256()
+    for path, text in zip(table["file"].to_pylist(), table["txt"].to_pylist(), strict=True):
+        stem = os.path.splitext(path)[0]
+        sizes = [_size(folder, path), _size(folder, stem + b".txt") if text else -1]
+        digest.update(path + repr(sizes).encode())
+    if captions.table is not None:
+        for batch in table.drop_columns(["file", "txt", "json"]).to_batches():
+            digest.update(batch.serialize())
+    return digest.hexdigest()
+
+
+def _size(folder: Path, path: bytes) -> int:
+    try:
+        return os.stat(os.path.join(os.fsencode(folder), path)).st_size
+    except OSError:
+        return -1
+
+
+def _extra(folder: Path, table: pa.Table, captions: _Captions) -> pa.Schema:
+    known = [] if captions.table is None else [
+        field.with_name(field.name.removeprefix(_COLUMN))
+        for field in table.schema
+        if field.name.startswith(_COLUMN)
+    ]
+    objects = []
+    for name in table["json"].slice(0, INFER_ROWS).to_pylist():
+        try:
+            objects.append(without_captions(_sidecar(folder, name)))
+        except Rejection:
+            continue
+    return columns.union([pa.schema(known), columns.infer(objects)])
+
+
+def _sidecar(folder: Path, name: bytes | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    path = folder / os.fsdecode(name)
+    return parse_sidecar(read_file(path, path.name, 16 << 20), path.name)
+
+
+def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:
+    """Rows of a folder, in order."""
+    for batch in table_rows(source.table, first, count):
+        lists = {name: values(batch, name) for name in batch.schema.names}
+        for i in range(batch.num_rows):
+            yield _row(source, {name: column[i] for name, column in lists.items()}, max_bytes)
+
+
+def _row(source: Source, row: dict[str, Any], max_bytes: int) -> Row:
+    path = os.fsdecode(row["file"])
+    key = row["file"].decode("utf-8", "replace")
+    url = row.get("url")
+    url = url.decode("utf-8", "replace") if isinstance(url, bytes) else url
+    try:
+        _check_inside(path)
+        folder = Path(source.path)
+        extra = {n.removeprefix(_COLUMN): v for n, v in row.items() if n.startswith(_COLUMN)}
+        sidecar = _sidecar(folder, row["json"])
+        texts: list[Any] = [*_lines(folder, path, row["txt"]), *(row["captions"] or [])]
+        texts += take_captions(sidecar)
+        extra |= sidecar
+        found_url = extra.pop("url", None)
+        return Row(
+            source_key=key,
+            image=read_file(folder / path, key, max_bytes),
+            captions=clean_captions(texts),
+            url=url if url is not None else found_url,
+            extra=extra,
+        )
+    except Rejection as problem:
+        return Row(key, url=url, problem=problem)
+
+
+def _check_inside(path: str) -> None:
+    if not path or path.startswith(("/", "../")) or path == ".." or "\0" in path:
+        raise Rejection("bad_path", f"{path!r}: not a path inside the folder")
+
+
+def _lines(folder: Path, path: str, present: bool) -> Iterable[bytes]:
+    """The .txt's lines, each a caption of its own."""
+    if not present:
+        return ()
+    stem = posixpath.splitext(path)[0]
+    data = read_file(folder / f"{stem}.txt", f"{stem}.txt", 16 << 20)
+    return data.removeprefix(b"\xef\xbb\xbf").replace(b"\r", b"\n").split(b"\n")

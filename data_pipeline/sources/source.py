@@ -1,0 +1,129 @@
+"""What planning learns about one input, enough for any worker to read any of its rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.row import Rejection
+
+Kind = Literal["pairs", "tar", "table"]
+MAX_CAPTION_BYTES = 1 << 20
+LISTING_ROWS = 1000  # rows of a listing's row group
+INFER_ROWS = 256  # rows whose json is read for the types of its keys
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input folder, tar or table.
+
+    `table` is the parquet file that workers read: the input itself, or a listing made for this run
+    under .work. `fingerprint` depends on the content and not on the place.
+    """
+
+    kind: Kind
+    name: str  # as the user gave it
+    path: str  # absolute
+    rows: int
+    fingerprint: str
+    table: str
+    extra: pa.Schema = field(repr=False)  # the input's other columns
+    notes: tuple[str, ...] = ()  # what the user should hear about
+
+
+def table_rows(
+    path: str, first: int, count: int, columns: list[str] | None = None, batch: int = 256
+) -> Iterator[pa.RecordBatch]:
+    """Rows first … first + count - 1 of a parquet file, reading only their row groups."""
+    with pq.ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        groups, skip, seen = [], first, 0
+        for group, size in enumerate(sizes):
+            if seen + size > first and seen < first + count:
+                groups.append(group)
+                skip = min(skip, first - seen) if len(groups) == 1 else skip
+            seen += size
+        left = count
+        for chunk in file.iter_batches(batch, row_groups=groups, columns=columns):
+            taken = chunk.slice(skip, left)
+            skip = max(0, skip - chunk.num_rows)
+            left -= taken.num_rows
+            if taken.num_rows:
+                yield taken
+            if left == 0:
+                return
+
+
+def write_listing(path: Path, table: pa.Table) -> str:
+    """Write a listing in small row groups; gives its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=LISTING_ROWS)
+    return str(path.absolute())
+
+
+def clean_captions(values: Iterable[Any]) -> tuple[str, ...]:
+    """Captions in order, each once, without blank ones.
+
+    Raises:
+        Rejection: one is not text that UTF-8 can hold, or is absurdly long.
+    """
+    found: dict[str, None] = {}
+    for value in values:
+        if value is None:
+            continue
+        text = as_text(value).strip()
+        if text:
+            found[text] = None
+    return tuple(found)
+
+
+def as_text(value: Any) -> str:
+    """A caption's text from str or bytes; raises Rejection when it is none."""
+    try:
+        data = value.encode() if isinstance(value, str) else bytes(value)
+        text = data.decode("utf-8-sig")
+    except UnicodeError as error:
+        raise Rejection("bad_caption", "the caption is not UTF-8 text") from error
+    except TypeError as error:
+        raise Rejection("bad_caption", f"the caption is a {type(value).__name__}") from error
+    if len(data) > MAX_CAPTION_BYTES:
+        raise Rejection("bad_caption", f"the caption has {len(data)} bytes")
+    return text
+
+
+def parse_sidecar(data: str | bytes, where: str) -> dict[str, Any]:
+    """A json beside a picture as an object; raises Rejection when it is none."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Rejection("bad_row", f"{where}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise Rejection("bad_row", f"{where}: expected a JSON object")
+    return value
+
+
+def take_captions(extra: dict[str, Any]) -> list[Any]:
+    """Removes `caption` and `captions` from a sidecar's object and gives their values."""
+    values: list[Any] = []
+    for name in ("caption", "captions"):
+        value = extra.get(name)
+        if isinstance(value, str) or (
+            isinstance(value, list) and all(isinstance(item, str) for item in value)
+        ):
+            del extra[name]
+            values += [value] if isinstance(value, str) else value
+    return values
+
+
+def without_captions(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The object's keys that become columns."""
+    rest = dict(extra)
+    take_captions(rest)
+    rest.pop("url", None)
+    return rest

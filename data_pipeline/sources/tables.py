@@ -1,0 +1,278 @@
+"""Tables of captions with paths or picture bytes: parquet, csv, tsv, json lines."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from base.errors import UserError
+from base.files import sha256_file
+from data_pipeline import columns
+from data_pipeline.row import Rejection, Row
+from data_pipeline.sources.source import (
+    INFER_ROWS,
+    Source,
+    clean_captions,
+    parse_sidecar,
+    table_rows,
+    take_captions,
+    without_captions,
+    write_listing,
+)
+
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+_CAPTION = ("caption", "captions", "text", "texts", "txt", "prompt", "title", "top_caption")
+_PATH = ("file", "path", "filename", "file_name", "filepath", "file_path", "image_path", "image")
+_BYTES = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes")
+_URL = ("url", "image_url")
+_KEY = ("key", "__key__", "uid", "id", "sample_id")
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which column holds what; None where no column does."""
+
+    captions: tuple[str, ...]
+    path: str | None
+    image: str | None
+    url: str | None
+    key: str | None
+    sidecar: str | None  # text that holds a JSON object with further columns
+
+    @property
+    def consumed(self) -> set[str]:
+        """Columns that do not travel on under their own names."""
+        names = {self.path, self.image, self.url, self.sidecar, *self.captions}
+        return {name for name in names if name}
+
+
+def find_roles(schema: pa.Schema, where: str, picture: bool = True) -> Roles:
+    """Recognises the columns by name, case ignored, and type.
+
+    Raises:
+        UserError: no caption column, or (with `picture`) none with a path or bytes.
+    """
+    names = {name.lower(): name for name in reversed(schema.names)}
+
+    def pick(candidates: tuple[str, ...], fits: Any) -> list[str]:
+        known = [names[c] for c in candidates if c in names]
+        return [name for name in known if fits(schema.field(name).type)]
+
+    def first(candidates: tuple[str, ...], fits: Any) -> str | None:
+        return next(iter(pick(candidates, fits)), None)
+
+    captions = pick(_CAPTION, lambda kind: _is_text(kind) or _is_text_list(kind))
+    roles = Roles(
+        captions=tuple(_one_caption_column(captions)),
+        path=first(_PATH, _is_text),
+        image=first(_BYTES, _is_bytes),
+        url=first(_URL, _is_text),
+        key=first(_KEY, lambda kind: _is_text(kind) or pa.types.is_integer(kind)),
+        sidecar=first(("json",), _is_text),
+    )
+    have = ", ".join(schema.names)
+    if not roles.captions:
+        raise UserError(f"{where}: no caption column (one of {', '.join(_CAPTION)}); it has {have}")
+    if picture and not (roles.path or roles.image):
+        if roles.url:
+            raise UserError(
+                f"{where}: column {roles.url!r} holds addresses to fetch, which this version does "
+                f"not do; give local paths in a column {_PATH[0]!r} or bytes in {_BYTES[0]!r}"
+            )
+        raise UserError(f"{where}: no column with a path or picture bytes; it has {have}")
+    return roles
+
+
+def _one_caption_column(found: list[str]) -> list[str]:
+    """`caption` and `captions` belong together; other names are alternatives to them."""
+    paired = [name for name in found if name.lower() in ("caption", "captions")]
+    return paired or found[:1]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_text_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_text(
+        kind.value_type
+    )
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):  # the form of Hugging Face: {bytes, path}
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _is_bytes(kind.field(index).type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def load_table(path: Path) -> pa.Table:
+    """A csv, tsv, json lines or parquet file as a table; captions and paths are always text.
+
+    Raises:
+        UserError: the file cannot be read as what its name says.
+    """
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path)
+        if path.suffix == ".jsonl":
+            return pa.json.read_json(path)
+        return _load_csv(path)
+    except (pa.ArrowInvalid, pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _load_csv(path: Path) -> pa.Table:
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    with path.open("rb") as file:
+        if not file.read(1):
+            raise UserError(f"{path}: is empty")
+    header = pa.csv.open_csv(path, parse_options=parse).schema.names
+    text = {*_CAPTION, *_PATH, *_URL, *_KEY}
+    types = {name: pa.string() for name in header if name.lower() in text}
+    options = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
+    return pa.csv.read_csv(path, parse_options=parse, convert_options=options)
+
+
+def scan(path: Path, name: str, listing: Path) -> Source:
+    """Looks at one table; csv, tsv and json lines are turned into parquet at `listing`.
+
+    Raises:
+        UserError: it cannot be read, or lacks a column for captions or pictures.
+    """
+    if path.suffix == ".parquet":
+        table, print_ = str(path.absolute()), _parquet_fingerprint(path)
+    else:
+        table = write_listing(listing, load_table(path))
+        print_ = sha256_file(path)
+    try:
+        with pq.ParquetFile(table) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    roles = find_roles(schema, str(path))
+    extra = other_columns(schema, roles)
+    if roles.sidecar:
+        extra = columns.union([extra, _infer_sidecar(table, roles.sidecar)])
+    return Source("table", name, str(path.absolute()), rows, print_, table, extra)
+
+
+def other_columns(schema: pa.Schema, roles: Roles) -> pa.Schema:
+    """The columns that have no role."""
+    return pa.schema([field for field in schema if field.name not in roles.consumed])
+
+
+def _parquet_fingerprint(path: Path) -> str:
+    """Hash of size and footer: the footer holds every chunk's place, size and statistics."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 8))
+            length = int.from_bytes(file.read(4), "little")
+            file.seek(max(0, size - 8 - length))
+            footer = file.read()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    return hashlib.sha256(f"{size} ".encode() + footer).hexdigest()
+
+
+def _infer_sidecar(table: str, column: str) -> pa.Schema:
+    objects = []
+    for batch in table_rows(table, 0, INFER_ROWS, [column]):
+        for value in values(batch, column):
+            try:
+                objects.append(without_captions(parse_sidecar(value or "{}", column)))
+            except Rejection:
+                continue
+    return columns.infer(objects)
+
+
+def values(batch: pa.RecordBatch, name: str) -> list[Any]:
+    """A column as Python values; text that is not UTF-8 comes as bytes."""
+    column = batch.column(name)
+    try:
+        found: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        raw = pa.list_(pa.binary()) if _is_text_list(column.type) else pa.binary()
+        found = column.cast(raw).to_pylist()
+    return found
+
+
+def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:
+    """Rows of a table, in order."""
+    with pq.ParquetFile(source.table) as file:
+        schema = file.schema_arrow
+    roles = find_roles(schema, source.name)
+    position = first
+    for batch in table_rows(source.table, first, count, batch=64):
+        lists = {name: values(batch, name) for name in schema.names}
+        for i in range(batch.num_rows):
+            row = {name: column[i] for name, column in lists.items()}
+            yield _row(source, roles, row, position, max_bytes)
+            position += 1
+
+
+def _row(
+    source: Source, roles: Roles, row: dict[str, Any], position: int, max_bytes: int
+) -> Row:
+    key = next((row[n] for n in (roles.path, roles.key) if n and row[n] is not None), position)
+    key = key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key)
+    url = row[roles.url] if roles.url else None
+    url = url.decode("utf-8", "replace") if isinstance(url, bytes) else url
+    try:
+        extra = {name: row[name] for name in row if name not in roles.consumed}
+        captions = [item for name in roles.captions for item in _listed(row[name])]
+        if roles.sidecar and row[roles.sidecar]:
+            sidecar = parse_sidecar(row[roles.sidecar], roles.sidecar)
+            captions += take_captions(sidecar)
+            url = sidecar.pop("url", None) if url is None else url
+            extra |= sidecar
+        found = clean_captions(captions)
+        return Row(key, _picture(source, roles, row, max_bytes), found, url, extra)
+    except Rejection as problem:
+        return Row(key, url=url, problem=problem)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _picture(source: Source, roles: Roles, row: dict[str, Any], max_bytes: int) -> bytes:
+    data = row[roles.image] if roles.image else None
+    path = row[roles.path] if roles.path else None
+    if isinstance(data, dict):
+        path, data = data.get("path") or path, data.get("bytes")
+    if data:
+        if len(data) > max_bytes:
+            raise Rejection("too_many_bytes", f"{len(data)} bytes, the cap is {max_bytes}")
+        return bytes(data)
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise Rejection("no_image" if not path else "bad_path", "the row names no picture")
+    return read_file(Path(source.path).parent / path, path, max_bytes)
+
+
+def read_file(path: Path, shown: str, max_bytes: int) -> bytes:
+    """A regular file's bytes; raises Rejection when there are none to have."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise Rejection("unreadable_file", f"{shown}: not a regular file")
+        if status.st_size > max_bytes:
+            message = f"{shown}: {status.st_size} bytes, the cap is {max_bytes}"
+            raise Rejection("too_many_bytes", message)
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise Rejection("missing_file", f"{shown}: no such file") from error
+    except OSError as error:
+        raise Rejection("unreadable_file", f"{shown}: {error.strerror}") from error

@@ -1,0 +1,169 @@
+"""Webdataset tars: adjacent members that share a key, split at the name's first dot."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from base.errors import UserError
+from data_pipeline import columns
+from data_pipeline.row import Rejection, Row
+from data_pipeline.sources.source import (
+    INFER_ROWS,
+    Source,
+    as_text,
+    clean_captions,
+    parse_sidecar,
+    table_rows,
+    take_captions,
+    without_captions,
+    write_listing,
+)
+
+_PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "jp2")
+_TEXTS = ("txt", "caption", "text")
+_MEMBERS = pa.list_(
+    pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+)
+_SMALL = 16 << 20  # more than any honest caption or json
+
+
+@dataclass
+class _Sample:
+    key: str
+    members: list[dict[str, Any]] = field(default_factory=list)
+    broken: str | None = None
+
+
+def scan(path: Path, name: str, listing: Path) -> Source:
+    """Indexes a tar by its headers; data is skipped over.
+
+    Raises:
+        UserError: it is no tar, or a compressed one.
+    """
+    with path.open("rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            raise UserError(f"{path}: a compressed tar cannot be read in part; gunzip it first")
+    samples = _index(path)
+    table = pa.table(
+        {
+            "key": pa.array([sample.key for sample in samples], pa.string()),
+            "members": pa.array([sample.members for sample in samples], _MEMBERS),
+            "broken": pa.array([sample.broken for sample in samples], pa.string()),
+        }
+    )
+    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    for batch in table.to_batches():
+        digest.update(batch.serialize())
+    return Source(
+        kind="tar",
+        name=name,
+        path=str(path.absolute()),
+        rows=len(samples),
+        fingerprint=digest.hexdigest(),
+        table=write_listing(listing, table),
+        extra=_infer(path, samples),
+    )
+
+
+def _index(path: Path) -> list[_Sample]:
+    """All samples by header; a damaged end becomes a last sample that says so."""
+    samples: list[_Sample] = []
+    size = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:", errors="replace", encoding="utf-8") as tar:
+            for member in tar:
+                if not member.isreg():
+                    continue
+                key, extension = _split(member.name)
+                if not extension:
+                    continue
+                if not samples or samples[-1].key != key:
+                    samples.append(_Sample(key))
+                samples[-1].members.append(
+                    {"name": extension, "offset": member.offset_data, "size": member.size}
+                )
+                if member.offset_data + member.size > size:
+                    samples[-1].broken = f"the tar ends inside {member.name}"
+    except tarfile.ReadError as error:
+        if not samples:
+            raise UserError(f"{path}: not a tar ({error})") from error
+        if samples[-1].broken is None:
+            samples.append(_Sample(f"{path.name}:{len(samples)}", broken=f"damaged tar: {error}"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    return samples
+
+
+def _split(name: str) -> tuple[str, str]:
+    folder, base = posixpath.split(name.encode("utf-8", "replace").decode())
+    stem, _, extension = base.partition(".")
+    return posixpath.join(folder, stem), extension.lower()
+
+
+def _infer(path: Path, samples: list[_Sample]) -> pa.Schema:
+    objects = []
+    with path.open("rb") as file:
+        for sample in samples[:INFER_ROWS]:
+            try:
+                data = _member(file.fileno(), sample.members, ("json",), _SMALL)
+                objects.append(without_captions(parse_sidecar(data or b"{}", sample.key)))
+            except Rejection:
+                continue
+    return columns.infer(objects)
+
+
+def _member(
+    file: int, members: list[dict[str, Any]], wanted: tuple[str, ...], cap: int
+) -> bytes | None:
+    for name in wanted:
+        for member in members:
+            if member["name"] != name:
+                continue
+            if member["size"] > cap:
+                raise Rejection("too_many_bytes", f".{name} has {member['size']} bytes")
+            data = os.pread(file, member["size"], member["offset"])
+            if len(data) != member["size"]:
+                raise Rejection("broken_source", f"the tar ends inside .{name}")
+            return data
+    return None
+
+
+def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:
+    """Samples of a tar, in order."""
+    with open(source.path, "rb") as file:
+        for batch in table_rows(source.table, first, count):
+            for row in batch.to_pylist():
+                yield _row(file.fileno(), row, max_bytes)
+
+
+def _row(file: int, row: dict[str, Any], max_bytes: int) -> Row:
+    key, members = row["key"], row["members"]
+    try:
+        if row["broken"]:
+            raise Rejection("broken_source", row["broken"])
+        image = _member(file, members, _PICTURES, max_bytes)
+        if image is None:
+            names = ", ".join(f".{member['name']}" for member in members)
+            raise Rejection("no_image", f"the sample has no picture, only {names}")
+        text = _member(file, members, _TEXTS, _SMALL)
+        data = _member(file, members, ("json",), _SMALL)
+        extra = parse_sidecar(data, f"{key}.json") if data else {}
+        captions: list[Any] = [] if text is None else [as_text(text)]
+        captions += take_captions(extra)
+        url = extra.pop("url", None)
+        return Row(key, image, clean_captions(captions), _url(url), extra)
+    except Rejection as problem:
+        return Row(key, problem=problem)
+
+
+def _url(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
