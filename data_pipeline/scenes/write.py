@@ -117,7 +117,8 @@ def _begin(out: Path, settings: Settings) -> bool:
     work, record = out / ".work", _record(settings)
     for path in (out / "scenes.json", work / "scenes.json"):
         if path.exists() and (there := read_json(path)) != record:
-            differing = ", ".join(k for k in record if there.get(k) != record[k])
+            known = there if isinstance(there, dict) else {}
+            differing = ", ".join(k for k in record if known.get(k) != record[k])
             raise UserError(
                 f"{out}: holds scenes with other settings ({differing}); choose another"
             )
@@ -206,7 +207,7 @@ def _write_part(work: Path, settings: Settings, part: int) -> int:
 
 
 def _write_folder(path: Path, pairs: Iterator[Sample]) -> None:
-    growing = path.with_name(path.name + ".tmp")
+    growing = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(growing, ignore_errors=True)
     growing.mkdir()
     for pair in pairs:

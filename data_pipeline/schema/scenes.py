@@ -132,7 +132,7 @@ def signed_distance(shape: str, x: Floats, y: Floats) -> Floats:
     ax, ay = np.abs(x), np.abs(y)
     distance: Floats
     if shape == "circle":
-        distance = np.hypot(x, y) - np.float32(1)
+        distance = np.sqrt(x * x + y * y) - np.float32(1)
     elif shape == "square":
         distance = np.maximum(ax, ay) - np.float32(_SQUARE)
     elif shape == "triangle":
