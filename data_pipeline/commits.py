@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from base.files import write_json
@@ -35,25 +36,23 @@ def _has_size(path: Path, size: int) -> bool:
         return False
 
 
-def publish(
-    root: Path, attempt: Path, commit: Commit, new: list[str], name: str | None = None
-) -> bool:
-    """Moves the attempt's `new` files (fsynced by their writers) into place and commits them.
+def publish(root: Path, attempt: Path, commit: Commit, name: str | None = None) -> bool:
+    """Moves what the attempt wrote (fsynced by its writers) into place and commits it.
 
     False when another attempt was committed before: its bytes stay.
     """
-    if is_done(root, commit.shard, commit.stage, name):
-        return False
-    folders = set()
-    for path in new:
-        target = root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(attempt / path, target)
-        folders.add(target.parent)
-    for folder in folders:
-        _sync_folder(folder)
-    write_json(commit_path(root, commit.shard, name), commit.to_json())
-    return True
+    first = not is_done(root, commit.shard, commit.stage, name)
+    if first:
+        new = [path for path in commit.files if attempt != root and (attempt / path).is_file()]
+        for path in new:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(attempt / path, root / path)
+        for folder in {(root / path).parent for path in new}:
+            _sync_folder(folder)
+        write_json(commit_path(root, commit.shard, name), commit.to_json())
+    if attempt != root:
+        shutil.rmtree(attempt, ignore_errors=True)
+    return first
 
 
 def _sync_folder(folder: Path) -> None:

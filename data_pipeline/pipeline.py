@@ -1,0 +1,196 @@
+"""From inputs to a DATASET: plan, one Ray task a shard, commits, totals."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from base.errors import NothingUsable, UserError
+from base.files import require_free_space, write_json
+from base.lease import Lease
+from base.progress import Progress
+from base.stop import StopFlag
+from data_pipeline import columns, sources
+from data_pipeline.clip_spec import ClipSpec, find_clip
+from data_pipeline.cluster import cluster, run_bounded
+from data_pipeline.commits import attempt_folder, is_done, publish
+from data_pipeline.config import PrepareConfig
+from data_pipeline.embed import embed_all, is_embedded
+from data_pipeline.plan import ShardPlan, persist, plan_fingerprint
+from data_pipeline.schema.dataset import (
+    DATASET_FILE,
+    PIXELS,
+    PLAN_FILE,
+    SIZES_FILE,
+    VERSION,
+    WORK_FOLDER,
+    ClipInfo,
+    Commit,
+    DatasetInfo,
+    read_commit,
+    read_dataset,
+    rejected_path,
+    shard_name,
+)
+from data_pipeline.sources import Source
+
+_LEAST_BYTES_PER_ROW = 4096  # headers and padding alone; a full disk later is told all the same
+_TASKS_PER_CPU = 2  # under way: one at work, one waiting
+
+
+def prepare(
+    inputs: Sequence[str | Path],
+    out: Path,
+    clip: str = "none",
+    config: PrepareConfig | None = None,
+    *,
+    ray_address: str | None = None,
+) -> DatasetInfo:
+    """Makes the DATASET `out` from folders of pairs, tables and webdataset tars.
+
+    Goes on where an interrupted run ended and ends with the same bytes as one never interrupted.
+    A finished DATASET of the same inputs and config is left as it is (embeddings are added when
+    it has none and `clip` asks for them).
+
+    Raises:
+        UserError: bad inputs; inputs, config or CLIP other than `out` was begun with; `out` in use.
+        NothingUsable: no rows, or none that could be kept.
+        Stopped, KeyboardInterrupt: asked to stop; what was committed stays.
+    """
+    config = config or PrepareConfig()
+    spec = None if clip == "none" else find_clip(clip)
+    _check_target(out)
+    with Lease(out):
+        work = out / WORK_FOLDER
+        shutil.rmtree(work, ignore_errors=True)
+        found = sources.scan(inputs, work)
+        shards = persist(out, found, config)
+        if (info := _complete(out, spec)) is not None:
+            shutil.rmtree(work, ignore_errors=True)
+            return info
+        with cluster(ray_address) as ray, StopFlag() as stop:
+            for note in (note for source in found for note in source.notes):
+                _say(note)
+            _make_pixels(ray, out, found, shards, config, stop)
+            commits = _all_commits(out, len(shards))
+            _require_kept(out, commits)
+            used = None
+            if clip != "none":
+                used = embed_all(ray, out, len(shards), clip, None, stop)
+        info = _finish(out, commits, config, used)
+        shutil.rmtree(work, ignore_errors=True)
+        return info
+
+
+def _check_target(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file, expected a folder")
+    if out.is_dir() and not (out / PLAN_FILE).is_file():
+        plan = {WORK_FOLDER, "plan"}
+        others = [p.name for p in out.iterdir() if p.suffix != ".lock" and p.name not in plan]
+        if others:
+            raise UserError(
+                f"{out}: is not empty (it holds {sorted(others)[0]}) and is no DATASET; "
+                "choose another --out"
+            )
+
+
+def _complete(out: Path, spec: ClipSpec | None) -> DatasetInfo | None:
+    """The finished DATASET, when nothing is left to do."""
+    if not (out / DATASET_FILE).is_file():
+        return None
+    info = read_dataset(out)
+    if any(not is_done(out, shard, PIXELS) for shard in range(info.shards)):
+        (out / DATASET_FILE).unlink()  # files were lost: until they are back it is not finished
+        return None
+    return info if spec is None or is_embedded(out, info, spec) else None
+
+
+def _say(text: str) -> None:
+    with Progress("prepare", total=None) as bar:
+        bar.log(text)
+
+
+def _make_pixels(
+    ray: Any,
+    out: Path,
+    found: Sequence[Source],
+    shards: Sequence[ShardPlan],
+    config: PrepareConfig,
+    stop: StopFlag,
+) -> None:
+    todo = {plan.shard: plan for plan in shards if not is_done(out, plan.shard, PIXELS)}
+    total, left = sum(p.count for p in shards), sum(p.count for p in todo.values())
+    require_free_space(out, left * _LEAST_BYTES_PER_ROW)
+    shared = ray.put((tuple(found), columns.union([source.extra for source in found]), config))
+    task = ray.remote(max_retries=3, scheduling_strategy="SPREAD")(_shard_task)
+    tokens: dict[int, str] = {}
+
+    def submit(shard: int) -> Any:
+        tokens[shard] = os.urandom(4).hex()
+        return task.remote(shared, todo[shard], str(out.absolute()), tokens[shard])
+
+    limit = _TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    with Progress("prepare", total=total, unit="samples", initial=total - left) as bar:
+        rejected = 0
+        for shard, commit in run_bounded(ray, submit, todo, limit, stop):
+            publish(out, attempt_folder(out, shard, tokens.pop(shard)), commit)
+            rejected += commit.rejected
+            bar.advance(commit.input, rejected=rejected)
+
+
+def _shard_task(
+    shared: tuple[tuple[Source, ...], Any, PrepareConfig], plan: ShardPlan, out: str, token: str
+) -> Commit:
+    """The body of a Ray task; an attempt that a dead worker left behind is begun anew."""
+    from data_pipeline.pixels import Job, make_shard
+
+    found, extra, config = shared
+    attempt = attempt_folder(Path(out), plan.shard, token)
+    shutil.rmtree(attempt, ignore_errors=True)
+    return make_shard(Job(plan, found, extra, config), attempt)
+
+
+def _all_commits(out: Path, shards: int) -> list[Commit]:
+    commits = [read_commit(out, shard) for shard in range(shards)]
+    missing = [shard for shard, commit in enumerate(commits) if commit is None]
+    if missing:
+        raise UserError(f"{out}: shard {missing[0]} has no commit; run the same command again")
+    return [commit for commit in commits if commit is not None]
+
+
+def _require_kept(out: Path, commits: Sequence[Commit]) -> None:
+    if any(commit.kept for commit in commits):
+        return
+    reasons: Counter[str] = Counter()
+    for commit in commits:
+        table = pq.read_table(rejected_path(out, commit.shard), columns=["reason"])
+        reasons.update(table["reason"].to_pylist())
+    told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(4))
+    raise NothingUsable(f"{out}: none of the {sum(reasons.values())} rows can be kept ({told})")
+
+
+def _finish(
+    out: Path, commits: Sequence[Commit], config: PrepareConfig, clip: ClipInfo | None
+) -> DatasetInfo:
+    """Writes the totals; dataset.json last, because its presence says that all is there."""
+    sizes = {f"{shard_name(c.shard)}.tar": c.kept for c in commits if c.kept}
+    write_json(out / SIZES_FILE, sizes)
+    info = DatasetInfo(
+        version=VERSION,
+        input=sum(commit.input for commit in commits),
+        kept=sum(commit.kept for commit in commits),
+        rejected=sum(commit.rejected for commit in commits),
+        shards=len(commits),
+        image_size=config.image_size,
+        plan_fingerprint=plan_fingerprint(out),
+        clip=clip,
+    )
+    write_json(out / DATASET_FILE, info.to_json())
+    return info
