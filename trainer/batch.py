@@ -1,7 +1,8 @@
-"""What the loader hands to an objective: a batch of samples, and the parts of it that are wanted."""
+"""What the loader hands to an objective: a batch of samples, and which parts are wanted."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,19 +24,16 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; the copies do not wait for the device."""
-        return Batch(*(_move(part, device) for part in self._parts()))
+        return self._each(lambda part: part.to(device, non_blocking=True))
 
     def pin(self) -> Batch:
         """Return the batch in page-locked memory, from which a GPU copies without waiting."""
-        return Batch(*(None if part is None else part.pin_memory() for part in self._parts()))
+        return self._each(lambda part: part.pin_memory())
 
-    def _parts(self) -> tuple[Tensor | None, ...]:
-        return (
-            self.positions,
-            self.image,
-            self.tokens,
-            self.image_embedding,
-            self.text_embedding,
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        rest = (self.image, self.tokens, self.image_embedding, self.text_embedding)
+        return Batch(
+            change(self.positions), *(None if part is None else change(part) for part in rest)
         )
 
 
@@ -52,7 +50,3 @@ class Needs:
     tokens: bool = False
     embeddings: bool = False
     context_length: int = 77
-
-
-def _move(part: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if part is None else part.to(device, non_blocking=True)

@@ -1,1 +1,1 @@
-"""Checkpoints: RUN version 1 on disk, resume, export."""
+"""Checkpoints of RUN version 1: written whole or not at all, read on any number of ranks."""

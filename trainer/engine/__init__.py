@@ -1,1 +1,1 @@
-"""Engines: what runs a model's steps, on one process or on many."""
+"""Engines: who holds which part of the weights, and how a step is taken. All show one face."""

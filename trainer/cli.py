@@ -1,0 +1,176 @@
+"""The trainer's commands: train, checkpoint. What needs torch is imported when it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from base.command import emit_json
+from base.errors import UserError
+
+app = typer.Typer(
+    name="trainer",
+    help="Train the stages of DALL·E 2 and look after their checkpoints.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+checkpoint_app = typer.Typer(
+    help="List, show, verify and export the checkpoints of a RUN.", no_args_is_help=True
+)
+app.add_typer(checkpoint_app, name="checkpoint")
+
+Run = Annotated[Path, typer.Argument(help="The RUN folder: `out` of the config.")]
+At = Annotated[
+    int | None, typer.Option("--at", help="Samples seen; without it, the latest checkpoint.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+
+@app.command(
+    epilog="Examples: `unclip train configs/tiny/prior.yaml` · "
+    "`unclip train prior.yaml --set optim.lr=1e-4 --set train.batch=64` · "
+    "`torchrun --nproc-per-node 8 -m trainer train prior.yaml --set train.zero_stage=2`"
+)
+def train(
+    config: Annotated[Path, typer.Argument(help="The run's YAML file.")],
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="A value over the file's: a.b=c.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train one stage; run it again to go on from the last checkpoint.
+
+    Alone, under torchrun or under srun. Ctrl-C and SIGTERM save first.
+    """
+    from trainer.loop import train as run_training
+    from trainer.stages import load_train_config
+
+    result = run_training(load_train_config(config, override or ()))
+    if json:
+        emit_json(result)
+    else:
+        typer.echo(f"{result.out}: {result.samples} samples in {result.steps} steps")
+
+
+@checkpoint_app.command("list", epilog="Example: `unclip checkpoint list runs/prior`")
+def list_checkpoints(run: Run, json: Json = False) -> None:
+    """The checkpoints of a RUN, oldest first."""
+    from trainer.checkpoint.read import open_checkpoint
+    from trainer.checkpoint.write import complete_checkpoints
+
+    _require_run(run)
+    latest = _latest_name(run)
+    rows: list[dict[str, Any]] = []
+    for folder in complete_checkpoints(run):
+        manifest = open_checkpoint(folder).manifest
+        size = sum(record.bytes for record in manifest.files.values())
+        rows.append(
+            {
+                "name": folder.name,
+                "samples": manifest.samples,
+                "steps": manifest.steps,
+                "ranks": manifest.world_size,
+                "bytes": size,
+                "latest": folder.name == latest,
+            }
+        )
+    if json:
+        emit_json({"run": str(run), "checkpoints": rows})
+        return
+    for row in rows:
+        mark = "  (latest)" if row["latest"] else ""
+        typer.echo(
+            f"{row['name']}  {row['steps']} steps  {row['ranks']} ranks  "
+            f"{row['bytes'] / 1e6:.1f} MB{mark}"
+        )
+    if not rows:
+        typer.echo("no checkpoint yet")
+
+
+@checkpoint_app.command(epilog="Example: `unclip checkpoint show runs/prior --at 102400`")
+def show(run: Run, at: At = None, json: Json = False) -> None:
+    """What one checkpoint holds: progress, tensors, files, fingerprints."""
+    from trainer.checkpoint.read import resolve_checkpoint
+
+    checkpoint = resolve_checkpoint(run, at)
+    manifest = checkpoint.manifest
+    state = checkpoint.state().to_json()
+    data: dict[str, Any] = {**manifest.to_json(), "folder": str(checkpoint.folder), "state": state}
+    if json:
+        emit_json(data)
+        return
+    elements = sum(record.count for record in manifest.tensors.values())
+    skipped = sum(end - start for start, end in state["skipped"])
+    typer.echo(f"folder      {checkpoint.folder}")
+    typer.echo(f"stage       {manifest.facts.get('stage')}")
+    typer.echo(f"progress    {manifest.samples} samples, {manifest.steps} steps, {skipped} skipped")
+    typer.echo(f"averaged    {state['ema_updates']} updates")
+    typer.echo(f"parameters  {elements:,} in {len(manifest.tensors)} tensors")
+    typer.echo(f"kinds       {', '.join(manifest.kinds)}")
+    typer.echo(f"files       {len(manifest.files)} by {manifest.world_size} ranks")
+
+
+@checkpoint_app.command(epilog="Example: `unclip checkpoint verify runs/prior`")
+def verify(run: Run, at: At = None, json: Json = False) -> None:
+    """Compare every byte of checkpoints with their manifests; all of them without --at."""
+    from trainer.checkpoint.read import faults, open_checkpoint, resolve_checkpoint
+    from trainer.checkpoint.write import complete_checkpoints
+
+    _require_run(run)
+    if at is not None:
+        chosen = [resolve_checkpoint(run, at)]
+    else:
+        chosen = [open_checkpoint(folder) for folder in complete_checkpoints(run)]
+    found = {checkpoint.folder.name: faults(checkpoint) for checkpoint in chosen}
+    if json:
+        emit_json({"run": str(run), "checked": len(chosen), "faults": found})
+    bad = [fault for faults_of in found.values() for fault in faults_of]
+    if bad:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise UserError(f"{bad[0]}{more}")
+    if not json:
+        typer.echo(f"{len(chosen)} checkpoints are whole")
+
+
+@checkpoint_app.command(
+    epilog="Example: `unclip checkpoint export runs/prior prior.safetensors --weights ema`"
+)
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    weights: Annotated[
+        str, typer.Option(help="`ema`: averaged, for sampling; `raw`: as trained.")
+    ] = "ema",
+    at: At = None,
+    json: Json = False,
+) -> None:
+    """Write a RUN's weights as one safetensors file."""
+    from trainer.checkpoint.export import export as write_export
+
+    which: Literal["ema", "raw"]
+    if weights == "ema":
+        which = "ema"
+    elif weights == "raw":
+        which = "raw"
+    else:
+        raise UserError(f"--weights: got {weights!r}, expected ema or raw")
+    write_export(run, which, out, at)
+    if json:
+        emit_json({"out": str(out), "bytes": out.stat().st_size, "weights": which})
+    else:
+        typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+def _require_run(run: Path) -> None:
+    if not run.is_dir():
+        raise UserError(f"{run}: no such RUN folder")
+
+
+def _latest_name(run: Path) -> str | None:
+    from trainer.checkpoint.manifest import LATEST
+
+    path = run / LATEST
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None

@@ -1,0 +1,91 @@
+"""The config of one training run; the model's and the objective's sections are the stage's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from base.config import Config
+
+StageName = Literal["clip", "prior", "decoder", "upsampler"]
+Precision = Literal["fp32", "bf16"]
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]  # an exponential average's decay
+
+ModelT = TypeVar("ModelT")
+ObjectiveT = TypeVar("ObjectiveT")
+
+
+class DataConfig(Config):
+    """Which DATASETs a run reads, and what it keeps of them in memory."""
+
+    paths: Annotated[tuple[Path, ...], Field(min_length=1)]  # concatenated in this order
+    embeddings: str | None = None  # a set of embeddings/NAME; None: the DATASET's own
+    shuffle_block: Positive = 16  # samples are shuffled inside blocks of this many shards
+    cache: Literal["none", "ram"] = "none"  # ram: decoded pictures and tokens, from their first use
+    cache_bytes: Positive = 2 << 30
+
+
+class OptimConfig(Config):
+    """AdamW and its learning rate; lengths are in samples."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0  # of tensors with two or more dimensions
+    clip_grad: Annotated[float, Field(ge=0)] = 1.0  # largest global norm; 0: not clipped
+    warmup: Count = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of lr left at the end of a cosine
+
+
+class LoopConfig(Config):
+    """How long, in what portions, and on what engine; lengths are in samples."""
+
+    samples: Positive
+    batch: Positive  # over all ranks and micro-batches
+    micro_batch: Positive | None = None  # per rank; None: the rank's whole share
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    engine: Literal["deepspeed", "local"] = "deepspeed"
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    workers: Count = 0  # reading processes; 0: one thread of this process
+    read_ahead: Positive = 4  # global batches
+    checkpoint_every: Positive | None = None  # None: at the end and when stopped
+    keep: Positive = 2  # checkpoints left in the folder
+    log_every: Positive | None = None  # None: about 200 lines in the run
+    threads: Positive | None = None  # CPU threads of the model; None: torch's own choice
+
+    @model_validator(mode="after")
+    def _fits(self) -> LoopConfig:
+        if self.micro_batch is not None and self.micro_batch > self.batch:
+            raise ValueError(f"micro_batch: got {self.micro_batch}, expected <= batch {self.batch}")
+        return self
+
+
+class EmaConfig(Config):
+    """The averaged weights that sampling uses."""
+
+    decay: Share = 0.9999
+    warmup: Annotated[float, Field(ge=0)] = 10.0  # decay <= (1 + u) / (warmup + u); 0: none
+
+
+class TrainConfig(Config, Generic[ModelT, ObjectiveT]):
+    """One stage's run. `trainer.stages.load_train_config` reads the right kind from a file."""
+
+    stage: StageName
+    out: Path  # the RUN folder
+    data: DataConfig
+    clip: str | None = None  # a RUN of stage clip, or what `--clip` takes, for text states
+    seed: Count = 0
+    model: ModelT
+    objective: ObjectiveT
+    optim: OptimConfig = OptimConfig()
+    train: LoopConfig
+    ema: EmaConfig = EmaConfig()
+
+
+AnyTrainConfig = TrainConfig[Any, Any]

@@ -1,0 +1,1 @@
+"""The loader: which sample stands at which position, and its bytes as tensors."""

@@ -1,0 +1,200 @@
+"""The training loop: one for every stage, handed a model and an objective."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from base.errors import Stopped
+from base.hashing import stable_hash
+from base.lease import Lease
+from base.progress import Progress
+from base.stop import StopFlag
+from trainer.checkpoint.read import newest_checkpoint
+from trainer.checkpoint.write import complete_checkpoints
+from trainer.config import AnyTrainConfig
+from trainer.engine.base import StepStats
+from trainer.engine.open import micro_batches, open_engine
+from trainer.engine.processes import environment_rank, environment_world_size, local_device
+from trainer.loader.shards import Shards
+from trainer.loader.steps import Loader, Plan
+from trainer.metrics import Metrics
+from trainer.optim import learning_rate
+from trainer.record import require_same_run, run_facts, write_record
+from trainer.session import Session
+from trainer.stages import STAGES, Parts
+from trainer.state import TrainState
+
+_LINES = 200  # of metrics in a run, when the config does not say
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where a complete run ended."""
+
+    out: Path
+    samples: int
+    steps: int
+    skipped: int  # samples left out because loss or gradient was not finite
+    seconds: float  # of training, over all sessions
+    resumed_from: int | None  # samples of the checkpoint that this session began at
+
+
+def train(config: AnyTrainConfig) -> TrainResult:
+    """Train one stage to its end, from its last checkpoint if there is one.
+
+    Every process of a distributed run calls this. SIGTERM, SIGUSR2 and SIGINT save first.
+
+    Raises:
+        UserError: the config, the data or the folder do not fit.
+        Diverged: no finite loss for 20 steps in a row; the last checkpoint stays.
+        Stopped: stopped on request by the system; KeyboardInterrupt: from the keyboard.
+    """
+    with ExitStack() as stack:
+        first = environment_rank() == 0
+        if first:
+            stack.enter_context(Lease(config.out))
+        stack.enter_context(_threads(config.train.threads))
+        stack.enter_context(torch.random.fork_rng())
+        result = _finished(config)
+        if result is None:
+            result = _train(config, stack.enter_context(StopFlag()))
+        if first:
+            STAGES[config.stage].finish(config.out, config)
+        return result
+
+
+def build_parts(config: AnyTrainConfig, device: torch.device) -> Parts:
+    """Model and objective of a config; the same weights in every process."""
+    torch.manual_seed(stable_hash(config.seed, "weights") >> 1)
+    parts = STAGES[config.stage].build(config, device)
+    parts.model.train()
+    return parts
+
+
+def _finished(config: AnyTrainConfig) -> TrainResult | None:
+    """The result of a run that has nothing left to do; found by a process that is alone."""
+    done = complete_checkpoints(config.out)
+    if environment_world_size() > 1 or not done or int(done[-1].name) < config.train.samples:
+        return None
+    checkpoint = newest_checkpoint(config.out, _warn)
+    if checkpoint is None or checkpoint.manifest.samples < config.train.samples:
+        return None
+    facts = run_facts(config, Shards(config.data).infos)
+    require_same_run(facts, checkpoint.manifest.facts, config.out)
+    return _result(config, checkpoint.state(), checkpoint.manifest.samples)
+
+
+def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
+    facts = run_facts(config, Shards(config.data).infos)
+    device = local_device()
+    parts = build_parts(config, device)
+    engine = open_engine(parts.model, config.optim, config.train, device)
+    try:
+        session = Session(config, parts.objective, engine, facts)
+        resumed_from = session.resume(_warn)
+        if engine.rank == 0:
+            write_record(config, engine)
+            Metrics(config.out).cut(session.state.samples)
+        _run(session, stop)
+        return _result(config, session.state, resumed_from)
+    finally:
+        engine.close()
+
+
+def _run(session: Session, stop: StopFlag) -> None:
+    """Take steps until the run's samples are seen or somebody asks to stop."""
+    config, state = session.config, session.state
+    size, total = config.train.batch, config.train.samples
+    log_every = config.train.log_every or max(total // _LINES, size)
+    save_every = config.train.checkpoint_every or sys.maxsize
+    is_first = session.engine.rank == 0
+    metrics = Metrics(config.out)
+    with _loader(session) as loader, _bar(session) as bar:
+        last = time.monotonic()
+        for batches in loader:
+            rate = learning_rate(config.optim, state.samples + size, total)
+            stats = session.step(batches, rate, _requests(stop))
+            before = state.samples
+            session.count(stats)
+            now = time.monotonic()
+            state.pass_time(now - last, loader.take_waited())
+            last = now
+            if bar is not None:
+                bar.advance(size, loss=stats.sums[0], lr=rate)
+            if _crossed(before, state.samples, log_every) or state.samples >= total:
+                window = state.take_window()
+                if is_first:
+                    metrics.write(state, window, rate)
+            if stats.sums[1] or _crossed(before, state.samples, save_every):
+                session.save()
+            if stats.sums[1]:
+                _stop(stats, config.out)
+        session.save()
+
+
+def _loader(session: Session) -> Loader:
+    config, engine = session.config, session.engine
+    left = max(config.train.samples - session.state.samples, 0)
+    plan = Plan(
+        data=config.data,
+        needs=session.objective.needs,
+        seed=config.seed,
+        start=session.state.samples,
+        batch=config.train.batch,
+        steps=math.ceil(left / config.train.batch),
+        rank=engine.rank,
+        world_size=engine.world_size,
+        micro_batches=micro_batches(config.train, engine.world_size),
+    )
+    return Loader(plan, config.train.workers, config.train.read_ahead)
+
+
+def _bar(session: Session) -> AbstractContextManager[Progress | None]:
+    """The progress bar, on the first rank."""
+    config = session.config
+    if session.engine.rank != 0:
+        return nullcontext(None)
+    return Progress(config.stage, config.train.samples, "samples", session.state.samples)
+
+
+def _requests(stop: StopFlag) -> list[float]:
+    """[asked to stop, asked from the keyboard], for all ranks to agree on."""
+    return [float(stop.requested), float(stop.signal is signal.SIGINT)]
+
+
+def _stop(stats: StepStats, out: Path) -> None:
+    if stats.sums[2]:
+        raise KeyboardInterrupt
+    raise Stopped(f"{out}: stopped on request and saved; the same command goes on")
+
+
+def _crossed(before: int, after: int, every: int) -> bool:
+    return before // every != after // every
+
+
+def _result(config: AnyTrainConfig, state: TrainState, resumed_from: int | None) -> TrainResult:
+    skipped = sum(end - start for start, end in state.skipped)
+    return TrainResult(config.out, state.samples, state.steps, skipped, state.seconds, resumed_from)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    earlier = torch.get_num_threads()
+    torch.set_num_threads(count or earlier)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(earlier)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

@@ -1,0 +1,150 @@
+"""One run in one process: model, engine, average and progress, and how they are saved together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from base.errors import Diverged, UserError
+from base.hashing import stable_hash
+from trainer.batch import Batch
+from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.read import Checkpoint, SliceReader, newest_checkpoint, open_checkpoint
+from trainer.checkpoint.write import Snapshot, save_checkpoint
+from trainer.config import AnyTrainConfig
+from trainer.ema import Ema
+from trainer.engine.base import Engine, Flat, StepStats, fill
+from trainer.objectives.base import Objective
+from trainer.record import require_same_run
+from trainer.rng import SampleRandom
+from trainer.state import TrainState
+
+MOST_SKIPPED = 20  # steps in a row without a finite loss and gradient
+
+
+class Session:
+    """Takes steps and saves them. Every process of a run has one, and all do the same."""
+
+    def __init__(
+        self,
+        config: AnyTrainConfig,
+        objective: Objective,
+        engine: Engine,
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.config, self.objective, self.engine, self.facts = config, objective, engine, facts
+        self.state = TrainState(config.seed)
+        self.ema = Ema(engine.flats(), config.ema)
+        self.saved_at: int | None = None  # samples of the last checkpoint
+
+    def resume(self, warn: Callable[[str], None]) -> int | None:
+        """Go on from the newest whole checkpoint; its samples, or None when there is none.
+
+        Raises:
+            UserError: all checkpoints are damaged, or they are another run's.
+        """
+        folder = None
+        if self.engine.rank == 0:
+            found = newest_checkpoint(self.config.out, warn)
+            folder = None if found is None else found.folder
+        folder = self.engine.gather(folder)[0]
+        if folder is None:
+            return None
+        self._restore(open_checkpoint(folder))
+        return self.saved_at
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        require_same_run(self.facts, checkpoint.manifest.facts, self.config.out)
+        _require_shapes(self.engine.flats(), checkpoint.manifest)
+        reader = SliceReader(checkpoint)
+        self.state = checkpoint.state()
+        self.engine.restore(reader, self.state.steps)
+        flats = self.engine.flats()
+        self.ema = Ema(flats, self.config.ema)
+        fill(self.ema.alone(flats), reader)
+        _load_fixed(self.engine.module, reader, checkpoint.manifest)
+        self.saved_at = self.state.samples
+
+    def save(self) -> None:
+        """Write a checkpoint, unless there is one of this very moment."""
+        if self.saved_at == self.state.samples:
+            return
+        snapshot = Snapshot(
+            flats=self.ema.attach(self.engine.flats()),
+            fixed=_fixed(self.engine.module),
+            state=self.state,
+            facts=self.facts,
+        )
+        save_checkpoint(self.config.out, self.engine, snapshot, self.config.train.keep)
+        self.saved_at = self.state.samples
+
+    def step(self, batches: Sequence[Batch], rate: float, requests: Sequence[float]) -> StepStats:
+        """One optimizer step over this rank's micro-batches.
+
+        `sums` of the result: the global batch's mean loss, then `requests` summed over ranks.
+        """
+        engine, objective, size = self.engine, self.objective, self.config.train.batch
+        torch.manual_seed(stable_hash(self.state.seed, self.state.samples, engine.rank) >> 1)
+        local = [batch.to(engine.device) for batch in batches]
+        context = engine.forward(lambda: objective.begin(engine.module, local))
+        total = torch.zeros((), device=engine.device)
+        for index, batch in enumerate(local):
+            loss = engine.forward(lambda: self._loss(batch, context, index) / size)  # noqa: B023
+            engine.backward(loss)
+            total += loss.detach()
+        sums = torch.stack([total, *(total.new_tensor(request) for request in requests)])
+        return engine.step(rate, sums)
+
+    def _loss(self, batch: Batch, context: object | None, index: int) -> Tensor:
+        """The sum of a micro-batch's losses."""
+        random = SampleRandom(self.state.seed, batch.positions)
+        return self.objective.loss(self.engine.module, batch, random, context, index).sum()
+
+    def count(self, stats: StepStats) -> None:
+        """Bring average and progress up to date with a step.
+
+        Raises:
+            Diverged: too many steps in a row changed nothing.
+        """
+        state, size = self.state, self.config.train.batch
+        if stats.applied:
+            self.ema.update(state.ema_updates)
+            state.ema_updates += 1
+            state.steps += 1
+            state.skipped_in_row = 0
+            state.window.add(size, stats.sums[0], stats.grad_norm)
+        else:
+            state.skip(size)
+        state.samples += size
+        if state.skipped_in_row >= MOST_SKIPPED:
+            raise Diverged(
+                f"{self.config.out}: loss or gradient was not finite for {MOST_SKIPPED} steps in "
+                f"a row, up to {state.samples} samples; lower optim.lr or look at the data"
+            )
+
+
+def _require_shapes(flats: Sequence[Flat], manifest: Manifest) -> None:
+    for flat in flats:
+        for piece in flat.pieces:
+            stored = manifest.tensors.get(piece.name)
+            if stored is None or stored.shape != piece.shape:
+                found = "nothing" if stored is None else str(list(stored.shape))
+                raise UserError(
+                    f"checkpoint: {piece.name}: got {found}, expected {list(piece.shape)}"
+                )
+
+
+def _fixed(module: nn.Module) -> dict[str, Tensor]:
+    """Tensors of the state dict that no optimizer changes."""
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    state = module.state_dict()
+    return {name: state[name].detach() for name in sorted(set(state) - trained)}
+
+
+def _load_fixed(module: nn.Module, reader: SliceReader, manifest: Manifest) -> None:
+    for name, tensor in _fixed(module).items():
+        if name in manifest.fixed:
+            tensor.copy_(reader.fixed(name))

@@ -1,0 +1,101 @@
+"""The stages that can be trained: for each, its config types and how its parts are built."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from base import yaml
+from base.config import load_config
+from base.errors import UserError
+from trainer.checkpoint.export import Which, read_weights
+from trainer.config import AnyTrainConfig, TrainConfig
+from trainer.objectives.base import Objective
+from trainer.record import CONFIG
+
+
+class Parts(NamedTuple):
+    """What a stage builds; the model's weights follow torch's generator, which the loop seeds."""
+
+    model: nn.Module
+    objective: Objective
+
+
+def _nothing(run: Path, config: AnyTrainConfig) -> None:
+    """Most stages are done when their last checkpoint is."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of run.
+
+    `model` and `objective` are frozen dataclasses (or Configs) that become the sections of those
+    names; `build` makes the parts, tensors of the objective on the given device, the model on the
+    CPU; `finish` runs on rank 0 whenever a run is found complete, so it must be idempotent.
+    """
+
+    model: type
+    objective: type
+    build: Callable[[AnyTrainConfig, torch.device], Parts]
+    finish: Callable[[Path, AnyTrainConfig], None] = _nothing
+
+    @property
+    def config(self) -> type[AnyTrainConfig]:
+        """The config type whose sections are this stage's."""
+        kind: Any = TrainConfig
+        typed: type[AnyTrainConfig] = kind[self.model, self.objective]
+        return typed
+
+
+STAGES: dict[str, Stage] = {}
+
+
+def load_train_config(
+    path: str | os.PathLike[str], overrides: Sequence[str] = ()
+) -> AnyTrainConfig:
+    """Read a run's config; its `stage` chooses the types of `model` and `objective`.
+
+    Raises:
+        UserError: one line with field, value, what was expected and the line of the file.
+    """
+    return load_config(path, STAGES[_stage_name(Path(path), overrides)].config, overrides)
+
+
+def _stage_name(path: Path, overrides: Sequence[str]) -> str:
+    named = [text.partition("=")[2] for text in overrides if text.partition("=")[0] == "stage"]
+    name = named[-1].strip() if named else _stage_in(path)
+    if name in STAGES:
+        return name
+    near = difflib.get_close_matches(str(name), STAGES, n=1)
+    advice = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(STAGES)}"
+    found = "missing" if name is None else f"got {name!r}"
+    raise UserError(f"stage: {found}; {advice}; in {path.name}")
+
+
+def _stage_in(path: Path) -> Any:
+    try:
+        data, _ = yaml.parse(path.read_text(encoding="utf-8"), path.name)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not YAML (it is not UTF-8 text)") from error
+    return data.get("stage") if isinstance(data, dict) else None
+
+
+def load_weights(
+    run: Path, which: Which = "ema", samples: int | None = None
+) -> tuple[AnyTrainConfig, dict[str, Tensor]]:
+    """A run's config and its model's state dict (fp32, CPU), for sampling.
+
+    Raises:
+        UserError: the folder is no RUN, or has no such checkpoint.
+    """
+    weights = read_weights(run, which, samples)
+    return load_train_config(run / CONFIG), weights
