@@ -31,8 +31,10 @@ class ClipSpec:
 
     def is_for(self, info: ClipInfo) -> bool:
         """Whether `info` records these weights; False also when that is not known yet."""
-        if self.weights is None or (self.model, self.label) != (info.model, info.pretrained):
+        if (self.model, self.label) != (info.model, info.pretrained):
             return False
+        if self.weights is None:
+            return self.kind == "random"
         return sha256_file(self.weights) == info.weights_sha256
 
 

@@ -43,7 +43,7 @@ def to_srgb(pixels: Pixels, profile: bytes) -> Pixels:
     if transform is None:
         return pixels
     image = Image.fromarray(pixels[:, :, 0] if mode == "L" else pixels)
-    return np.asarray(ImageCms.applyTransform(image, transform))
+    return np.asarray(_applied(image, transform))
 
 
 @lru_cache(maxsize=32)
@@ -75,7 +75,7 @@ def on_white(image: Image.Image, factor: int = 1) -> Pixels:
         image = image.convert("L" if image.mode == "LA" else "RGB")
     if profile and image.mode in ("L", "RGB"):
         transform = _transform(bytes(profile), image.mode)
-        image = image if transform is None else ImageCms.applyTransform(image, transform)
+        image = image if transform is None else _applied(image, transform)
     image = image.convert("RGB")
     if alpha is not None:
         white = Image.new("RGB", image.size, _WHITE)
@@ -123,6 +123,12 @@ def _from_cmyk(image: Image.Image, profile: bytes | None) -> Image.Image:
     transform = _transform(bytes(profile), "CMYK") if profile else None
     if transform is None:
         return image.convert("RGB")
-    converted = ImageCms.applyTransform(image, transform)
+    converted = _applied(image, transform)
     converted.info.pop("icc_profile", None)
+    return converted
+
+
+def _applied(image: Image.Image, transform: Any) -> Image.Image:
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None, "only in-place transforms give nothing"
     return converted

@@ -157,9 +157,7 @@ def _turned(pixels: Pixels, orientation: int) -> Pixels:
     return pixels
 
 
-def _decode_other(
-    data: bytes, formats: tuple[str, ...], limits: Limits, needed: Needed
-) -> Picture:
+def _decode_other(data: bytes, formats: tuple[str, ...], limits: Limits, needed: Needed) -> Picture:
     image = Image.open(io.BytesIO(data), formats=formats)
     limits.check(*image.size)
     if formats == ("PNG",):

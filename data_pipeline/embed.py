@@ -83,7 +83,7 @@ class Embedder:
 def embed_shard(clip: Clip, root: Path, shard: int, name: str | None, attempt: Path) -> Commit:
     """Writes npy files, and for the first set the metadata with its three columns filled in."""
     before = read_commit(root, shard)
-    assert before is not None and before.kept > 0
+    assert before is not None, "only shards with pictures are embedded"
     table = pq.read_table(metadata_path(root, shard))
     image, text, columns = _features(clip, tar_path(root, shard), table)
     files: dict[str, FileRecord] = {}
@@ -126,11 +126,15 @@ def _features(
             text.append(clip.texts([captions[i] for i in rows]).cpu())
     images, img_norm = _normalised(torch.cat(image), "image", tar)
     texts, text_norm = _normalised(torch.cat(text), "text", tar)
-    return images, texts, {
-        "similarity": cosine(images, texts),
-        "img_norm": img_norm,
-        "text_norm": text_norm,
-    }
+    return (
+        images,
+        texts,
+        {
+            "similarity": cosine(images, texts),
+            "img_norm": img_norm,
+            "text_norm": text_norm,
+        },
+    )
 
 
 def _normalised(
@@ -252,9 +256,7 @@ def _described(ray: Any, actor: Any, clip: str, stop: StopFlag) -> ClipInfo:
     return cast(ClipInfo, info)
 
 
-def _claim(
-    root: Path, commits: Sequence[Commit | None], name: str | None, info: ClipInfo
-) -> None:
+def _claim(root: Path, commits: Sequence[Commit | None], name: str | None, info: ClipInfo) -> None:
     """Refuses to mix CLIPs within one set of embeddings."""
     if name is None:
         there = next((c for c in commits if c and c.kept and c.stage == EMBEDDED), None)

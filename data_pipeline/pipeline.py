@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,38 +67,52 @@ def prepare(
     config = config or PrepareConfig()
     spec = None if clip == "none" else find_clip(clip)
     _check_target(out)
-    with Lease(out):
-        work = out / WORK_FOLDER
-        shutil.rmtree(work, ignore_errors=True)
+    with _removed_if_empty(out), Lease(out), _work_folder(out) as work:
         found = sources.scan(inputs, work)
         shards = persist(out, found, config)
         if (info := _complete(out, spec)) is not None:
-            shutil.rmtree(work, ignore_errors=True)
             return info
+        used = None
         with cluster(ray_address) as ray, StopFlag() as stop:
-            for note in (note for source in found for note in source.notes):
-                _say(note)
             _make_pixels(ray, out, found, shards, config, stop)
             commits = _all_commits(out, len(shards))
             _require_kept(out, commits)
-            used = None
-            if clip != "none":
+            if spec is not None:
                 used = embed_all(ray, out, len(shards), clip, None, stop)
-        info = _finish(out, commits, config, used)
+        return _finish(out, commits, config, used)
+
+
+@contextmanager
+def _removed_if_empty(out: Path) -> Iterator[None]:
+    """Leaves no empty folder behind when nothing could be begun."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            out.rmdir()
+        raise
+
+
+@contextmanager
+def _work_folder(out: Path) -> Iterator[Path]:
+    """An empty folder for what a run needs on the way; nothing in it outlives the run."""
+    work = out / WORK_FOLDER
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        yield work
+    finally:
         shutil.rmtree(work, ignore_errors=True)
-        return info
 
 
 def _check_target(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file, expected a folder")
     if out.is_dir() and not (out / PLAN_FILE).is_file():
-        plan = {WORK_FOLDER, "plan"}
-        others = [p.name for p in out.iterdir() if p.suffix != ".lock" and p.name not in plan]
+        others = [p.name for p in out.iterdir() if p.suffix != ".lock"]
+        others = sorted(name for name in others if name not in (WORK_FOLDER, "plan"))
         if others:
             raise UserError(
-                f"{out}: is not empty (it holds {sorted(others)[0]}) and is no DATASET; "
-                "choose another --out"
+                f"{out}: is no DATASET and not empty (it holds {others[0]}); choose another --out"
             )
 
 
@@ -110,11 +125,6 @@ def _complete(out: Path, spec: ClipSpec | None) -> DatasetInfo | None:
         (out / DATASET_FILE).unlink()  # files were lost: until they are back it is not finished
         return None
     return info if spec is None or is_embedded(out, info, spec) else None
-
-
-def _say(text: str) -> None:
-    with Progress("prepare", total=None) as bar:
-        bar.log(text)
 
 
 def _make_pixels(
@@ -138,6 +148,8 @@ def _make_pixels(
 
     limit = _TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
     with Progress("prepare", total=total, unit="samples", initial=total - left) as bar:
+        for note in (note for source in found for note in source.notes):
+            bar.log(note)
         rejected = 0
         for shard, commit in run_bounded(ray, submit, todo, limit, stop):
             publish(out, attempt_folder(out, shard, tokens.pop(shard)), commit)

@@ -91,9 +91,7 @@ def make_shard(job: Job, attempt: Path) -> Commit:
     else:
         tar_path(attempt, shard).unlink()
     files[str(rejected_path(root, shard))] = _write_rejected(attempt, shard, rows.rejected)
-    return Commit(
-        VERSION, PIXELS, shard, job.plan.count, len(rows.kept), len(rows.rejected), files
-    )
+    return Commit(VERSION, PIXELS, shard, job.plan.count, len(rows.kept), len(rows.rejected), files)
 
 
 def _input_rows(job: Job) -> Iterator[tuple[int, Row]]:
@@ -167,8 +165,8 @@ def _metadata(rows: _Rows, extra: pa.Schema) -> pa.Table:
     schema = metadata_schema(extra)
     known = {name: [row.get(name) for row in rows.kept] for name in METADATA_SCHEMA.names}
     arrays = [pa.array(known[field.name], field.type) for field in METADATA_SCHEMA]
-    for field in extra:
-        arrays.append(columns.as_array([row.get(field.name) for row in rows.extras], field.type))
+    for other in extra:
+        arrays.append(columns.as_array([row.get(other.name) for row in rows.extras], other.type))
     assert all(known[name] == [None] * len(rows.kept) for name in EMBEDDING_COLUMNS)
     return pa.Table.from_arrays(arrays, schema=schema)
 

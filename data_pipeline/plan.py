@@ -102,9 +102,7 @@ def planned_rows(root: Path) -> list[int]:
     """
     table = _read(root)
     counts: dict[int, int] = {}
-    for shard, count in zip(
-        table["shard"].to_pylist(), table["count"].to_pylist(), strict=True
-    ):
+    for shard, count in zip(table["shard"].to_pylist(), table["count"].to_pylist(), strict=True):
         counts[shard] = counts.get(shard, 0) + count
     return [counts.get(shard, 0) for shard in range(max(counts, default=-1) + 1)]
 
@@ -125,20 +123,22 @@ def _write(
     root: Path, sources: Sequence[Source], shards: Sequence[ShardPlan], config: PrepareConfig
 ) -> None:
     rows = list(_rows(sources, shards))
-    columns = [pa.array(column, field.type) for column, field in zip(zip(*rows), PLAN_SCHEMA)]
     note = json.dumps(_identity(sources), ensure_ascii=False)
-    table = pa.Table.from_arrays(columns, schema=PLAN_SCHEMA)
+    table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
     with atomic_path(root / PLAN_FILE) as temporary:
         pq.write_table(table.replace_schema_metadata({_NOTE: note}), temporary)
     write_atomic(root / CONFIG_FILE, dump_config(config))  # last: its presence makes the plan
 
 
-def _rows(
-    sources: Sequence[Source], shards: Sequence[ShardPlan]
-) -> Iterator[tuple[int, str, int, int]]:
+def _rows(sources: Sequence[Source], shards: Sequence[ShardPlan]) -> Iterator[dict[str, Any]]:
     for plan in shards:
         for part in plan.slices:
-            yield plan.shard, sources[part.source].name, part.first, part.count
+            yield {
+                "shard": plan.shard,
+                "source": sources[part.source].name,
+                "first_row": part.first,
+                "count": part.count,
+            }
 
 
 def _read(root: Path) -> pa.Table:
@@ -170,4 +170,3 @@ def _require_same(root: Path, sources: Sequence[Source], config: PrepareConfig) 
                 f"{source.name}: changed since {root} was begun ({was['rows']} rows then, "
                 f"{source.rows} now); use another --out"
             )
-

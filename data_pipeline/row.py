@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class Rejection(Exception):  # noqa: N818 - an outcome of a row, not a failure of the program
+class Rejection(Exception):
     """Why a row is not kept: a word of schema.dataset.REASONS and a sentence."""
 
     def __init__(self, reason: str, message: str) -> None:

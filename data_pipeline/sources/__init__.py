@@ -59,9 +59,7 @@ def _scan_one(path: Path, name: str, listing: Path) -> Source:
         return tables.scan(path, name, listing)
     if path.suffix == ".tar":
         return tars.scan(path, name, listing)
-    raise UserError(
-        f"{name}: expected a folder, a .tar, or a table ({', '.join(tables.SUFFIXES)})"
-    )
+    raise UserError(f"{name}: expected a folder, a .tar, or a table ({', '.join(tables.SUFFIXES)})")
 
 
 _READERS = {"pairs": pairs.read, "tar": tars.read, "table": tables.read}

@@ -187,11 +187,15 @@ def _size(folder: Path, path: bytes) -> int:
 
 
 def _extra(folder: Path, table: pa.Table, captions: _Captions) -> pa.Schema:
-    known = [] if captions.table is None else [
-        field.with_name(field.name.removeprefix(_COLUMN))
-        for field in table.schema
-        if field.name.startswith(_COLUMN)
-    ]
+    known = (
+        []
+        if captions.table is None
+        else [
+            field.with_name(field.name.removeprefix(_COLUMN))
+            for field in table.schema
+            if field.name.startswith(_COLUMN)
+        ]
+    )
     objects = []
     for name in table["json"].slice(0, INFER_ROWS).to_pylist():
         try:

@@ -223,9 +223,7 @@ def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row
             position += 1
 
 
-def _row(
-    source: Source, roles: Roles, row: dict[str, Any], position: int, max_bytes: int
-) -> Row:
+def _row(source: Source, roles: Roles, row: dict[str, Any], position: int, max_bytes: int) -> Row:
     key = next((row[n] for n in (roles.path, roles.key) if n and row[n] is not None), position)
     key = key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key)
     url = row[roles.url] if roles.url else None

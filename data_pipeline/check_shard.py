@@ -1,0 +1,196 @@
+"""Checks of one shard's files against each other, for `verify`."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import simplejpeg
+from PIL import Image
+
+from data_pipeline.embed import CLIP_NOTE, cosine
+from data_pipeline.schema.dataset import (
+    EMBEDDING_COLUMNS,
+    MAX_EMBEDDING_NORM_ERROR,
+    METADATA_SCHEMA,
+    REASONS,
+    REJECTED_SCHEMA,
+    ClipInfo,
+    Commit,
+    DatasetInfo,
+    clip_from_json,
+    clip_path,
+    img_emb_path,
+    metadata_path,
+    rejected_path,
+    sample_key,
+    tar_path,
+    text_emb_path,
+)
+from data_pipeline.shards import read_note, ustar_header
+
+_END = b"\0" * 1024
+_SIMILARITY_ERROR = 1e-6
+
+
+@dataclass
+class Problems:
+    """What is wrong, each a line that begins with the file."""
+
+    found: list[str] = field(default_factory=list)
+
+    def add(self, where: object, what: str) -> None:
+        """Records a problem."""
+        self.found.append(f"{where}: {what}")
+
+    def expect(self, where: object, what: str, got: object, expected: object) -> None:
+        """Records a problem when two values differ."""
+        if got != expected:
+            self.add(where, f"{what}: got {got}, expected {expected}")
+
+
+def check_rejected(root: Path, commit: Commit, problems: Problems) -> list[int]:
+    """The rejected rows' positions in the input."""
+    path = rejected_path(Path(), commit.shard)
+    table = pq.read_table(root / path)
+    if not table.schema.equals(REJECTED_SCHEMA):
+        problems.add(path, "has other columns than the contract")
+    problems.expect(path, "rows", table.num_rows, commit.rejected)
+    for reason in set(table["reason"].to_pylist()) - set(REASONS):
+        problems.add(path, f"reason {reason!r} is not documented")
+    rows: list[int] = table["row"].to_pylist()
+    return rows
+
+
+def check_metadata(
+    table: pa.Table, commit: Commit, info: DatasetInfo, problems: Problems
+) -> list[int]:
+    """The kept rows' positions in the input."""
+    path = metadata_path(Path(), commit.shard)
+    head = pa.schema(list(table.schema)[: len(METADATA_SCHEMA)])
+    if not head.equals(METADATA_SCHEMA):
+        problems.add(path, "has other columns than the contract")
+    problems.expect(path, "rows", table.num_rows, commit.kept)
+    keys = [sample_key(commit.shard, row) for row in range(commit.kept)]
+    if table["key"].to_pylist() != keys:
+        problems.add(path, "keys are not dense and in order")
+    rows: list[int] = table["row"].to_pylist()
+    if any(after <= before for before, after in itertools.pairwise(rows)):
+        problems.add(path, "rows are not in input order")
+    if info.clip is None:
+        if any(table[name].null_count != table.num_rows for name in EMBEDDING_COLUMNS):
+            problems.add(path, "has similarities without a CLIP")
+    elif read_note(table.schema, CLIP_NOTE) != asdict(info.clip):
+        problems.add(path, "its CLIP is not the one of dataset.json")
+    return rows
+
+
+def check_tar(root: Path, commit: Commit, table: pa.Table, problems: Problems) -> None:
+    """Headers as we write them, members in order, where metadata says, with what it says."""
+    path = tar_path(Path(), commit.shard)
+    data = (root / path).read_bytes()
+    place = 0
+    for row in table.to_pylist():
+        for suffix in ("jpg", "txt", "json"):
+            offset, length = row[f"{suffix}_offset"], row[f"{suffix}_length"]
+            name = f"{row['key']}.{suffix}"
+            header = ustar_header(name, length)
+            if offset != place + len(header) or data[place:offset] != header:
+                problems.add(path, f"{name}: its header or offset is not as promised")
+                return
+            place = offset + length + -length % 512
+            if any(data[offset + length : place]):
+                problems.add(path, f"{name}: bytes after its end")
+        problem = _sample_problem(data, row)
+        if problem:
+            problems.add(path, f"{row['key']}: {problem}")
+    if data[place:] != _END:
+        problems.add(path, "does not end with two zero blocks after the last sample")
+
+
+def _sample_problem(data: bytes, row: dict[str, Any]) -> str | None:
+    """What is wrong with one sample's members, or None."""
+
+    def member(suffix: str) -> bytes:
+        offset = row[f"{suffix}_offset"]
+        return data[offset : offset + row[f"{suffix}_length"]]
+
+    if member("txt").decode() != row["caption"] or row["captions"][:1] != [row["caption"]]:
+        return "the caption of .txt, metadata and captions differ"
+    extra = json.loads(member("json"))
+    for name in ("key", "row", "source_key", "url", "caption", "captions", "sha256", "phash"):
+        if extra.get(name) != row[name]:
+            return f"{name} of .json and metadata differ"
+    return _picture_problem(member("jpg"), row["width"], row["height"])
+
+
+def _picture_problem(jpeg: bytes, width: int, height: int) -> str | None:
+    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as header:
+        if header.mode != "RGB" or header.info.get("exif"):
+            return "the picture is not plain RGB without EXIF"
+    try:
+        shape = simplejpeg.decode_jpeg(jpeg, strict=True).shape
+    except ValueError as error:
+        return f"the picture is damaged ({error})"
+    if shape != (height, width, 3):
+        return f"the picture is {shape[1]}x{shape[0]}, metadata says {width}x{height}"
+    return None if jpeg.endswith(b"\xff\xd9") else "the picture has bytes after its end"
+
+
+def check_embeddings(
+    root: Path,
+    commit: Commit,
+    table: pa.Table,
+    info: DatasetInfo,
+    name: str | None,
+    problems: Problems,
+) -> None:
+    """Format, counts, norms; for the first set also what metadata says of them."""
+    shard = commit.shard
+    clip = info.clip if name is None else _further_clip(root, name)
+    if clip is None:
+        return
+    rows = {}
+    for kind, make in (("image", img_emb_path), ("text", text_emb_path)):
+        path = make(Path(), shard, name)
+        rows[kind] = _load_rows(root / path, path, (commit.kept, clip.dim), problems)
+    if name is not None or rows["image"] is None or rows["text"] is None:
+        return
+    path = metadata_path(Path(), shard)
+    stored = table["similarity"].to_numpy()
+    if not np.allclose(stored, cosine(rows["image"], rows["text"]), 0, _SIMILARITY_ERROR):
+        problems.add(path, "similarity is not the cosine of the stored rows")
+    for column in ("img_norm", "text_norm"):
+        values = table[column].to_numpy()
+        if not (np.isfinite(values).all() and (values > 0).all()):
+            problems.add(path, f"{column} has values that are no norms")
+
+
+def _further_clip(root: Path, name: str) -> ClipInfo:
+    return clip_from_json(json.loads(clip_path(root, name).read_text()))
+
+
+def _load_rows(
+    file: Path, path: Path, shape: tuple[int, int], problems: Problems
+) -> npt.NDArray[np.float16] | None:
+    with file.open("rb") as opened:
+        version = np.lib.format.read_magic(opened)
+        found, fortran, dtype = np.lib.format.read_array_header_1_0(opened)
+    if (version, fortran, dtype) != ((1, 0), False, np.dtype("<f2")) or found != shape:
+        problems.add(path, f"got npy {version} {dtype} {found}, expected (1, 0) float16 {shape}")
+        return None
+    rows: npt.NDArray[np.float16] = np.load(file, allow_pickle=False)
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+    worst = float(np.abs(norms - 1).max(initial=0.0))
+    if not worst <= MAX_EMBEDDING_NORM_ERROR:
+        problems.add(path, f"a row's norm is off by {worst:.2g}")
+        return None
+    return rows

@@ -1,0 +1,167 @@
+"""The commands of `unclip data`; what they need is imported when they run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from base.command import emit_json
+
+app = typer.Typer(
+    name="data",
+    help="From pairs of pictures and captions to webdataset shards with CLIP embeddings.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+_Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="Folder made by `prepare`.")]
+_Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="Use this Ray cluster (such as `auto` or HOST:6379) instead of an embedded one.",
+    ),
+]
+_CLIP_HELP = (
+    "none; random:SEED; MODEL:WEIGHTS (an open_clip name and a file or tag, such as "
+    "ViT-B-32:weights.safetensors); a RUN of stage clip; or a folder with open_clip_config.json."
+)
+
+
+class Form(str, Enum):
+    """How a corpus is written."""
+
+    folder = "folder"
+    parquet = "parquet"
+    webdataset = "webdataset"
+
+
+class Split(str, Enum):
+    """Which scenes a corpus holds."""
+
+    train = "train"
+    heldout = "heldout"
+    unseen = "unseen"
+
+
+@app.command(epilog="Example: unclip data synth corpus --count 1000 --seed 0 --form webdataset")
+def synth(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the corpus.")],
+    count: Annotated[int, typer.Option(help="Number of scenes.")],
+    seed: Annotated[int, typer.Option(help="Every seed is another corpus.")] = 0,
+    form: Annotated[Form, typer.Option(help="Files that users have.")] = Form.folder,
+    split: Annotated[
+        Split, typer.Option(help="Training scenes, held-out captions, or unseen combinations.")
+    ] = Split.train,
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 256,
+    json: _Json = False,
+) -> None:
+    """Write synthetic captioned scenes, as inputs that users have."""
+    from data_pipeline.scenes import write_scenes
+
+    write_scenes(out, count, seed, form.value, split.value, size)
+    if json:
+        emit_json({"out": str(out), "count": count, "seed": seed, "form": form, "split": split})
+
+
+@app.command(epilog="Example: unclip data prepare photos/ --out dataset --clip random:0")
+def prepare(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Folders of pairs, parquet/csv/tsv/jsonl tables, webdataset tars or folders of "
+            "them.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DATASET", help="Folder of the result.")],
+    clip: Annotated[str, typer.Option(metavar="CLIP", help=_CLIP_HELP)] = "none",
+    config: Annotated[
+        Path | None, typer.Option(metavar="YAML", help="Sizes, caps and filters.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override, such as image_size=512."),
+    ] = None,
+    ray_address: _Ray = None,
+    json: _Json = False,
+) -> None:
+    """Make a DATASET, or go on with one: shards, metadata, and embeddings if CLIP is given."""
+    from base.config import load_config
+    from data_pipeline.config import PrepareConfig
+    from data_pipeline.pipeline import prepare as run
+
+    settings = load_config(config or Path(os.devnull), PrepareConfig, overrides or [])
+    info = run(inputs, out, clip, settings, ray_address=ray_address)
+    if json:
+        emit_json(info.to_json())
+    else:
+        typer.echo(
+            f"{out}: {info.kept} of {info.input} kept, {info.rejected} rejected, "
+            f"{info.shards} shards, CLIP {info.clip.model if info.clip else 'none'}"
+        )
+
+
+@app.command(epilog="Example: unclip data embed dataset --clip random:1 --as second")
+def embed(
+    dataset: _Dataset,
+    clip: Annotated[str, typer.Option(metavar="CLIP", help=_CLIP_HELP)],
+    name: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help="Write a further set, embeddings/NAME."),
+    ] = None,
+    ray_address: _Ray = None,
+    json: _Json = False,
+) -> None:
+    """Add CLIP embeddings to a DATASET made with `--clip none`, or a second set to any."""
+    from data_pipeline.embed import embed as run
+
+    info = run(dataset, clip, name, ray_address=ray_address)
+    if json:
+        emit_json(info.to_json())
+    else:
+        typer.echo(f"{dataset}: {info.kept} samples embedded{f' as {name}' if name else ''}")
+
+
+@app.command(epilog="Example: unclip data verify dataset --json")
+def verify(dataset: _Dataset, json: _Json = False) -> None:
+    """Check every hash, count and alignment of a DATASET; exit code 2 when something is wrong."""
+    from data_pipeline.verify import require_whole
+    from data_pipeline.verify import verify as run
+
+    report = run(dataset)
+    if json:
+        emit_json({"whole": report.whole, **asdict(report)})
+    else:
+        for problem in report.problems[:20]:
+            typer.echo(problem, err=True)
+        if report.whole:
+            typer.echo(f"{dataset}: whole, {report.samples} samples in {report.shards} shards")
+    require_whole(report)
+
+
+@app.command(epilog="Example: unclip data status dataset")
+def status(dataset: _Dataset, json: _Json = False) -> None:
+    """Tell how far a DATASET is, and why rows were rejected."""
+    from data_pipeline.status import status as run
+
+    found = run(dataset)
+    if json:
+        emit_json(asdict(found))
+        return
+    state = "finished" if found.finished else "not finished"
+    typer.echo(f"{dataset}: {state}")
+    typer.echo(f"shards    {found.shards_done}/{found.shards}, {found.shards_embedded} embedded")
+    typer.echo(f"rows      {found.rows_done}/{found.rows}")
+    typer.echo(f"kept      {found.kept}")
+    typer.echo(f"rejected  {found.rejected}")
+    for reason, count in found.reasons.items():
+        typer.echo(f"  {reason}  {count}")

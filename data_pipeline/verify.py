@@ -1,0 +1,285 @@
+"""Proves a DATASET from its bytes: hashes, counts, order, alignment, norms, nothing left over."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from base.errors import UserError
+from base.files import sha256_file
+from base.progress import Progress
+from data_pipeline.check_shard import (
+    Problems,
+    check_embeddings,
+    check_metadata,
+    check_rejected,
+    check_tar,
+)
+from data_pipeline.plan import plan_fingerprint, planned_rows, read_config
+from data_pipeline.schema.dataset import (
+    CONFIG_FILE,
+    DATASET_FILE,
+    EMBEDDED,
+    PIXELS,
+    PLAN_FILE,
+    SIZES_FILE,
+    Commit,
+    DatasetInfo,
+    clip_path,
+    commit_path,
+    embedding_root,
+    metadata_path,
+    read_commit,
+    read_dataset,
+    rejected_path,
+    shard_name,
+)
+
+_FOLDERS = ("plan", "shards", "img_emb", "text_emb", "metadata", "rejected", "commits")
+_OURS_TOO = ("selections", "embeddings", "index")  # later additions to a DATASET
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was looked at and what is wrong; whole when `problems` is empty."""
+
+    dataset: str
+    shards: int
+    samples: int
+    files: int
+    bytes: int
+    embeddings: tuple[str, ...]  # "" is the first set
+    problems: tuple[str, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+@dataclass
+class _ShardResult:
+    problems: Problems = field(default_factory=Problems)
+    commit: Commit | None = None  # of the shard itself
+    further: list[Commit] = field(default_factory=list)  # of further embedding sets
+
+
+def verify(dataset: Path) -> VerifyReport:
+    """Reads every byte of a DATASET and compares it with what the contract promises.
+
+    Raises:
+        UserError: `dataset` is none, or unfinished.
+    """
+    info = read_dataset(dataset)
+    names: list[str | None] = [None] if info.clip else []
+    folder = dataset / "embeddings"
+    names += sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    problems = Problems()
+    planned = _guarded(problems, PLAN_FILE, lambda: planned_rows(dataset)) or []
+    starts = [sum(planned[:i]) for i in range(len(planned))]
+    results: list[_ShardResult] = []
+
+    def check(shard: int) -> _ShardResult:
+        first = starts[shard] if shard < len(starts) else 0
+        return _check_shard(dataset, info, shard, first, names)
+
+    with (
+        Progress("verify", total=info.input, unit="rows") as bar,
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+    ):
+        for shard, result in enumerate(pool.map(check, range(info.shards))):
+            results.append(result)
+            problems.found += result.problems.found
+            bar.advance(planned[shard] if shard < len(planned) else 0)
+    commits = [result.commit for result in results if result.commit is not None]
+    _check_totals(dataset, info, planned, commits, problems)
+    every = [*commits, *(commit for result in results for commit in result.further)]
+    files = {path: record for commit in every for path, record in commit.files.items()}
+    _check_nothing_else(dataset, info, set(files), names, problems)
+    return VerifyReport(
+        dataset=str(dataset),
+        shards=info.shards,
+        samples=sum(commit.kept for commit in commits),
+        files=len(files),
+        bytes=sum(record.bytes for record in files.values()),
+        embeddings=tuple(name or "" for name in names),
+        problems=tuple(problems.found),
+    )
+
+
+def _guarded(problems: Problems, what: str, action: Callable[[], Any]) -> Any:
+    """The action's result; whatever it raises becomes a problem."""
+    try:
+        return action()
+    except Exception as error:  # damaged files make libraries raise anything
+        problems.add(what, " ".join(str(error).split())[:300] or type(error).__name__)
+        return None
+
+
+def _check_shard(
+    root: Path, info: DatasetInfo, shard: int, first_row: int, names: list[str | None]
+) -> _ShardResult:
+    result = _ShardResult()
+    problems = result.problems
+    for name in [None, *[name for name in names if name is not None]]:
+        path = commit_path(Path(), shard, name)
+        commit = _guarded(problems, str(path), partial(read_commit, root, shard, name))
+        if commit is None:
+            problems.add(path, "missing or unreadable")
+            continue
+        _check_commit(root, path, commit, shard, problems)
+        if name is None:
+            result.commit = commit
+        else:
+            result.further.append(commit)
+    if result.commit is not None:
+        _check_content(root, info, result.commit, first_row, names, problems)
+    return result
+
+
+def _check_commit(root: Path, path: Path, commit: Commit, shard: int, problems: Problems) -> None:
+    problems.expect(path, "shard", commit.shard, shard)
+    problems.expect(path, "kept + rejected", commit.kept + commit.rejected, commit.input)
+    if commit.stage not in (PIXELS, EMBEDDED):
+        problems.add(path, f"stage: got {commit.stage!r}")
+    _expect_canonical(root / path, commit.to_json(), problems, path)
+    for name, record in commit.files.items():
+        file = root / name
+        if not file.is_file():
+            problems.add(name, "is missing")
+        elif file.stat().st_size != record.bytes:
+            problems.expect(name, "bytes", file.stat().st_size, record.bytes)
+        elif sha256_file(file) != record.sha256:
+            problems.add(name, "its SHA-256 is not the committed one")
+
+
+def _expect_canonical(file: Path, value: Any, problems: Problems, shown: object) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    if file.read_bytes() != text.encode():
+        problems.add(shown, "is not written as we write it: it was changed")
+
+
+def _check_content(
+    root: Path,
+    info: DatasetInfo,
+    commit: Commit,
+    first_row: int,
+    names: list[str | None],
+    problems: Problems,
+) -> None:
+    shard, expected = commit.shard, _expected_files(commit, info)
+    if set(commit.files) != expected:
+        odd = sorted(set(commit.files) ^ expected)[0]
+        problems.add(commit_path(Path(), shard), f"files: {odd} is wrongly there or missing")
+        return
+    rejected = _guarded(
+        problems,
+        str(rejected_path(Path(), shard)),
+        lambda: check_rejected(root, commit, problems),
+    )
+    kept: list[int] | None = []
+    if commit.kept:
+        where = str(metadata_path(Path(), shard))
+        table = _guarded(problems, where, lambda: pq.read_table(root / where))
+        if table is None:
+            return
+        kept = _guarded(problems, where, lambda: check_metadata(table, commit, info, problems))
+        where = f"shards/{shard_name(shard)}.tar"
+        _guarded(problems, where, lambda: check_tar(root, commit, table, problems))
+        for name in names:
+            where = str(embedding_root(Path(), name)) + f" shard {shard_name(shard)}"
+            check = partial(check_embeddings, root, commit, table, info, name, problems)
+            _guarded(problems, where, check)
+    if kept is not None and rejected is not None:
+        rows = list(range(first_row, first_row + commit.input))
+        if sorted([*kept, *rejected]) != rows:
+            problems.add(f"shard {shard_name(shard)}", "kept and rejected are not its planned rows")
+
+
+def _expected_files(commit: Commit, info: DatasetInfo) -> set[str]:
+    name = shard_name(commit.shard)
+    expected = {f"rejected/rejected_{name}.parquet"}
+    if commit.kept:
+        expected |= {f"shards/{name}.tar", f"metadata/metadata_{name}.parquet"}
+        if info.clip:
+            expected |= {f"img_emb/img_emb_{name}.npy", f"text_emb/text_emb_{name}.npy"}
+    return expected
+
+
+def _check_totals(
+    root: Path,
+    info: DatasetInfo,
+    planned: list[int],
+    commits: list[Commit],
+    problems: Problems,
+) -> None:
+    where = DATASET_FILE
+    problems.expect(where, "shards", info.shards, len(planned))
+    for name in ("input", "kept", "rejected"):
+        total = sum(getattr(commit, name) for commit in commits)
+        problems.expect(where, name, getattr(info, name), total)
+    problems.expect(where, "input (of the plan)", info.input, sum(planned))
+    for commit in commits:
+        if commit.shard < len(planned):
+            problems.expect(
+                commit_path(Path(), commit.shard), "input", commit.input, planned[commit.shard]
+            )
+    fingerprint = _guarded(problems, PLAN_FILE, lambda: plan_fingerprint(root))
+    problems.expect(where, "plan_fingerprint", info.plan_fingerprint, fingerprint)
+    config = _guarded(problems, CONFIG_FILE, lambda: read_config(root))
+    if config is not None:
+        problems.expect(where, "image_size", info.image_size, config.image_size)
+    stage = EMBEDDED if info.clip else PIXELS
+    if any(commit.stage != stage for commit in commits):
+        problems.add(where, "embedding was begun and not finished; run `unclip data embed` again")
+    _guarded(
+        problems, where, lambda: _expect_canonical(root / where, info.to_json(), problems, where)
+    )
+    sizes = {f"{shard_name(c.shard)}.tar": c.kept for c in commits if c.kept}
+    _guarded(
+        problems,
+        SIZES_FILE,
+        lambda: _expect_canonical(root / SIZES_FILE, sizes, problems, SIZES_FILE),
+    )
+
+
+def _check_nothing_else(
+    root: Path, info: DatasetInfo, files: set[str], names: list[str | None], problems: Problems
+) -> None:
+    known = files | {DATASET_FILE, PLAN_FILE, CONFIG_FILE, SIZES_FILE}
+    known |= {str(commit_path(Path(), shard)) for shard in range(info.shards)}
+    for name in names:
+        known |= {str(commit_path(Path(), shard, name)) for shard in range(info.shards)}
+        known |= set() if name is None else {str(clip_path(Path(), name))}
+    for path in _all_files(root, names):
+        if path not in known:
+            problems.add(path, "does not belong to the DATASET")
+
+
+def _all_files(root: Path, names: list[str | None]) -> Iterator[str]:
+    for item in sorted(root.iterdir()):
+        known = (*_FOLDERS, *_OURS_TOO) if item.is_dir() else (DATASET_FILE,)
+        if item.name not in known and item.suffix != ".lock":
+            yield item.name
+    tops = [root / folder for folder in _FOLDERS]
+    tops += [root / "embeddings" / name for name in names if name]
+    for top in tops:
+        for path in sorted(top.rglob("*")):
+            if not path.is_dir():
+                yield path.relative_to(root).as_posix()
+
+
+def require_whole(report: VerifyReport) -> None:
+    """Raises UserError with the first problem and their number, when there is one."""
+    if report.problems:
+        count = len(report.problems)
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        raise UserError(f"{report.dataset}: {report.problems[0]}{more}")
