@@ -7,6 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 from rich.text import Text
 
 _LINE_SECONDS = 10.0
@@ -44,11 +45,12 @@ class Progress:
     def __enter__(self) -> "Progress":
         self._start = self._last_line = time.monotonic()
         if self._console.is_terminal:
+            width = 30 if self._console.width >= 120 else 10
             self._bars = Bars(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
+                TextColumn("{task.description}", table_column=_fixed(len(self.name))),
+                BarColumn(width, table_column=_fixed(width)),
+                TimeElapsedColumn(_fixed(7)),
                 _Numbers(self),
-                TimeElapsedColumn(),
                 console=self._console,
             )
             self._bars.add_task(self.name, total=self.total, completed=self.initial)
@@ -105,11 +107,16 @@ class _Numbers(ProgressColumn):
     """The line that `describe` gives, beside the bar."""
 
     def __init__(self, progress: Progress) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True, overflow="ellipsis"))
         self._progress = progress
 
     def render(self, task: Task) -> Text:
         return Text(self._progress.describe())
+
+
+def _fixed(width: int) -> Column:
+    """A column that keeps its width on a narrow terminal, where the numbers are cut."""
+    return Column(no_wrap=True, min_width=width)
 
 
 def clock(seconds: float) -> str:
