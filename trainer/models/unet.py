@@ -126,7 +126,7 @@ class AttentionBlock(nn.Module):
                 seen = F.pad(mask, (0, h * w), value=True)[:, None, None, :]  # [B, 1, 1, L + HW]
         attended = attention(q, k, v, seen)
         tokens: Tensor = self.out(attended.transpose(1, 2).reshape(b, h * w, c))
-        return x + tokens.transpose(1, 2).reshape(b, c, h, w)
+        return x + tokens.transpose(1, 2).contiguous().view(b, c, h, w)
 
 
 class _Stage(nn.Module):
@@ -196,6 +196,15 @@ class UNet(nn.Module):
                 stages.append(_Stage(width, width, config, False, "up"))
         return stages
 
+    def _memory_format(self) -> torch.memory_format:
+        """The weights decide, not the caller's picture: channels_last is the faster on a GPU, and
+        on a CPU bf16 group norms are twenty times slower in it."""
+        weight = self.conv_in.weight
+        last = weight.is_contiguous(memory_format=torch.channels_last)
+        return (
+            torch.channels_last if last and not weight.is_contiguous() else torch.contiguous_format
+        )
+
     def forward(
         self,
         x: Tensor,
@@ -213,7 +222,8 @@ class UNet(nn.Module):
         time = self.time(t)
         if time_condition is not None:
             time = time + time_condition
-        hidden = self.conv_in(F.pixel_unshuffle(x.to(dtype), self.config.patch))
+        hidden = F.pixel_unshuffle(x.to(dtype), self.config.patch)
+        hidden = self.conv_in(hidden.contiguous(memory_format=self._memory_format()))
         skips = [hidden]
         for stage in self.down:
             hidden = stage(hidden, time, context, context_mask)
