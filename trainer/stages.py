@@ -7,25 +7,35 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from base import yaml
 from base.config import load_config
 from base.errors import UserError
+from trainer.builders import (
+    build_clip,
+    build_decoder,
+    build_prior,
+    build_upsampler,
+    export_clip,
+)
 from trainer.checkpoint.export import Which, read_weights
 from trainer.config import AnyTrainConfig, TrainConfig
-from trainer.objectives.base import Objective
+from trainer.models.clip import ClipConfig
+from trainer.models.decoder import DecoderConfig
+from trainer.models.prior import PriorConfig
+from trainer.models.upsampler import UpsamplerConfig
+from trainer.objectives.base import Parts
+from trainer.objectives.clip import ClipObjectiveConfig
+from trainer.objectives.decoder import DecoderObjectiveConfig
+from trainer.objectives.prior import PriorObjectiveConfig
+from trainer.objectives.upsampler import UpsamplerObjectiveConfig
 from trainer.record import CONFIG
 
-
-class Parts(NamedTuple):
-    """What a stage builds; the model's weights follow torch's generator, which the loop seeds."""
-
-    model: nn.Module
-    objective: Objective
+__all__ = ["STAGES", "Parts", "Stage", "load_train_config", "load_weights"]
 
 
 def _nothing(run: Path, config: AnyTrainConfig) -> None:
@@ -54,7 +64,12 @@ class Stage:
         return typed
 
 
-STAGES: dict[str, Stage] = {}
+STAGES: dict[str, Stage] = {
+    "clip": Stage(ClipConfig, ClipObjectiveConfig, build_clip, export_clip),
+    "prior": Stage(PriorConfig, PriorObjectiveConfig, build_prior),
+    "decoder": Stage(DecoderConfig, DecoderObjectiveConfig, build_decoder),
+    "upsampler": Stage(UpsamplerConfig, UpsamplerObjectiveConfig, build_upsampler),
+}
 
 
 def load_train_config(

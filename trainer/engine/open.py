@@ -45,8 +45,11 @@ def open_engine(
 
 def resolve_precision(train: LoopConfig, device: torch.device) -> Precision:
     """bf16 where the hardware multiplies it, when the config leaves the choice."""
-    if train.precision != "auto":
-        return train.precision
+    return hardware_precision(device) if train.precision == "auto" else train.precision
+
+
+def hardware_precision(device: torch.device) -> Precision:
+    """bf16 where the hardware multiplies it, else fp32."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

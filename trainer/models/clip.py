@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -86,7 +84,7 @@ class Clip(nn.Module):
         return ClipFeatures(
             F.normalize(image_features.float(), dim=-1),
             F.normalize(text_features.float(), dim=-1),
-            self.clip.logit_scale.float().clamp(max=4.6052).exp(),  # at most 100, as in the paper
+            self.clip.logit_scale.float().exp(),
         )
 
 
@@ -97,12 +95,9 @@ def normalise_pixels(image: Tensor) -> Tensor:
     return (image.float() / 255 - mean) / std
 
 
-def save_open_clip(config: ClipConfig, weights: dict[str, Tensor], folder: Path) -> None:
-    """Write `weights` (of `Clip`) so that open_clip loads them as `local-dir:folder`.
-
-    The caller makes `folder`, and sees to it that a half-written one is not taken for whole.
-    """
-    described = {
+def describe_for_open_clip(config: ClipConfig) -> dict[str, Any]:
+    """The contents of open_clip's own config file, with the preprocessing of our training."""
+    return {
         "model_cfg": config.open_clip(),
         "preprocess_cfg": {
             "mean": list(open_clip.OPENAI_DATASET_MEAN),
@@ -111,25 +106,28 @@ def save_open_clip(config: ClipConfig, weights: dict[str, Tensor], folder: Path)
             "resize_mode": "shortest",
         },
     }
-    plain = {name.removeprefix("clip."): value.contiguous() for name, value in weights.items()}
-    save_file(plain, str(folder / WEIGHTS_NAME))
-    (folder / CONFIG_NAME).write_text(json.dumps(described, indent=2) + "\n")
 
 
-def load_open_clip(folder: Path) -> nn.Module:
-    """A frozen fp32 open_clip model from a folder in open_clip's `local-dir` form."""
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder}: {name} is missing, expected a CLIP in open_clip's form")
+def weights_for_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of `Clip` under open_clip's own names."""
+    return {name.removeprefix("clip."): value.contiguous() for name, value in weights.items()}
+
+
+def load_open_clip(name: str, weights: Path | None = None) -> nn.Module:
+    """A frozen fp32 open_clip model: `local-dir:FOLDER`, or a model's name and a weights file.
+
+    Raises whatever open_clip raises for what it cannot load; a pickle is read as weights only.
+    """
+    pretrained = None if weights is None else str(weights)
     model: nn.Module = open_clip.create_model_from_pretrained(
-        f"local-dir:{folder}", return_transform=False
+        name, pretrained, return_transform=False, weights_only=True
     )
     return model.eval().requires_grad_(False)
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that belongs to a CLIP in open_clip's `local-dir` form."""
-    tokenizer: Tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer that belongs to an open_clip model, named as in `load_open_clip`."""
+    tokenizer: Tokenizer = open_clip.get_tokenizer(name)
     return tokenizer
 
 
@@ -181,7 +179,8 @@ class TextEncoder:
         """tokens int64 [B, L]."""
         tower = self._tower
         hidden = tower.token_embedding(tokens) + tower.positional_embedding  # [B, L, W]
-        states = tower.ln_final(tower.transformer(hidden, attn_mask=tower.attn_mask))
+        with fast_attention_of_others(tokens.device):
+            states = tower.ln_final(tower.transformer(hidden, attn_mask=tower.attn_mask))
         last = tokens.argmax(dim=1)  # the end token has the highest id
         pooled = states[torch.arange(len(tokens), device=tokens.device), last]
         projection = tower.text_projection
@@ -192,8 +191,3 @@ class TextEncoder:
     def encode(self, captions: list[str]) -> TextStates:
         """Tokenise and encode captions."""
         return self(self.tokenizer(captions).to(self.null_tokens.device))
-
-
-def load_text_encoder(folder: Path) -> TextEncoder:
-    """The frozen text encoder of a CLIP in open_clip's `local-dir` form."""
-    return TextEncoder(load_open_clip(folder), load_tokenizer(folder))

@@ -83,9 +83,6 @@ class DiffusionPrior(nn.Module):
         # model itself works in whatever space it is given.
         self.register_buffer("clip_mean", torch.zeros(1, config.embedding_dim))
         self.register_buffer("clip_std", torch.ones(1, config.embedding_dim))
-        causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
-        self.register_buffer("causal", causal, persistent=False)
-        self.causal: Tensor
         self._initialise()
 
     def _initialise(self) -> None:
@@ -127,9 +124,10 @@ class DiffusionPrior(nn.Module):
             dim=1,
         )  # [B, L + 4, width]
         keep = F.pad(text_mask, (0, _EXTRA_TOKENS), value=True)  # [B, L + 4]
+        causal = keep.new_ones(keep.shape[1], keep.shape[1]).tril()
         # A padded token's own row must keep one key, or its softmax has none and gives NaN.
         diagonal = torch.eye(keep.shape[1], dtype=torch.bool, device=keep.device)
-        mask = (self.causal & keep[:, None, :]) | diagonal  # [B, L + 4, L + 4]
+        mask = (causal & keep[:, None, :]) | diagonal  # [B, L + 4, L + 4]
         x = sequence + self.positions
         for block in self.blocks:
             x = block(x, mask[:, None])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -39,3 +39,10 @@ class Objective(Protocol):
     ) -> Tensor:
         """Return the loss of each sample, float32 [B]; `index` counts the micro-batches."""
         ...
+
+
+class Parts(NamedTuple):
+    """What a stage trains: the model's weights follow torch's generator, which the loop seeds."""
+
+    model: nn.Module
+    objective: Objective

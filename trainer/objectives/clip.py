@@ -24,6 +24,13 @@ class GlobalFeatures:
     starts: tuple[int, ...]  # first row of each micro-batch
 
 
+@dataclass(frozen=True)
+class ClipObjectiveConfig:
+    """The logit scale is clipped, as in CLIP's paper (Radford et al. 2021, section 2.5)."""
+
+    largest_logit_scale: float = 100.0
+
+
 class ClipObjective:
     """Contrastive learning with as many negatives as the global batch has samples.
 
@@ -33,11 +40,12 @@ class ClipObjective:
     process with the whole batch.
     """
 
-    def __init__(self, config: ClipConfig) -> None:
+    def __init__(self, config: ClipObjectiveConfig, model: ClipConfig) -> None:
+        self.config = config
         self.needs = Needs(
-            image_size=config.vision.image_size,
+            image_size=model.vision.image_size,
             tokens=True,
-            context_length=config.text.context_length,
+            context_length=model.text.context_length,
         )
 
     @torch.no_grad()
@@ -74,7 +82,8 @@ class ClipObjective:
         share = len(batch) / total
         # Every micro-batch differentiates the whole loss; the scale is in all of them, so each
         # may contribute only its share of the scale's gradient.
-        scale = own.logit_scale.detach() + (own.logit_scale - own.logit_scale.detach()) * share
+        scale = own.logit_scale.clamp(max=self.config.largest_logit_scale)
+        scale = scale.detach() + (scale - scale.detach()) * share
         image = _replaced(context.image, own.image, start)
         text = _replaced(context.text, own.text, start)
         logits = scale * image @ text.T  # [N, N]

@@ -1,1 +1,1 @@
-"""Pictures from what was trained: the cascade and its uses."""
+"""Pictures from trained cascades."""

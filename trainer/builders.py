@@ -1,0 +1,106 @@
+"""How each stage's model and objective are made from its config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from base.errors import UserError
+from base.files import atomic_path, write_json
+from trainer.checkpoint.export import read_weights
+from trainer.config import AnyTrainConfig
+from trainer.models.clip import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    Clip,
+    TextEncoder,
+    describe_for_open_clip,
+    load_open_clip,
+    load_tokenizer,
+    weights_for_open_clip,
+)
+from trainer.models.decoder import Decoder
+from trainer.models.prior import DiffusionPrior
+from trainer.models.upsampler import Upsampler
+from trainer.objectives.base import Parts
+from trainer.objectives.clip import ClipObjective
+from trainer.objectives.decoder import DecoderObjective
+from trainer.objectives.prior import PriorObjective
+from trainer.objectives.upsampler import UpsamplerObjective
+
+OPEN_CLIP = Path("exports") / "open_clip"  # in a RUN of stage clip
+
+
+def build_clip(config: AnyTrainConfig, device: torch.device) -> Parts:
+    """CLIP and its contrastive objective."""
+    return Parts(Clip(config.model), ClipObjective(config.objective, config.model))
+
+
+def build_prior(config: AnyTrainConfig, device: torch.device) -> Parts:
+    """The diffusion prior over a frozen CLIP's captions."""
+    text = _text_encoder(config, device)
+    return Parts(DiffusionPrior(config.model), PriorObjective(config.objective, text))
+
+
+def build_decoder(config: AnyTrainConfig, device: torch.device) -> Parts:
+    """The decoder over a frozen CLIP's captions and image embeddings."""
+    text = _text_encoder(config, device)
+    return Parts(Decoder(config.model), DecoderObjective(config.objective, text))
+
+
+def build_upsampler(config: AnyTrainConfig, device: torch.device) -> Parts:
+    """An upsampler; it knows no caption."""
+    return Parts(Upsampler(config.model), UpsamplerObjective(config.objective))
+
+
+def export_clip(run: Path, config: AnyTrainConfig) -> None:
+    """Write a finished CLIP (averaged weights) so that open_clip itself loads it."""
+    folder = run / OPEN_CLIP
+    if (folder / CONFIG_NAME).is_file():  # written last
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / WEIGHTS_NAME) as temporary:
+        save_file(weights_for_open_clip(read_weights(run, "ema")), temporary)
+    write_json(folder / CONFIG_NAME, describe_for_open_clip(config.model))
+
+
+def load_text_encoder(clip: str) -> TextEncoder:
+    """The frozen text encoder of a RUN of stage clip, an open_clip folder, or MODEL:WEIGHTS.
+
+    Raises:
+        UserError: it is none of these, or cannot be loaded.
+    """
+    name, weights = _locate(clip)
+    try:
+        return TextEncoder(load_open_clip(name, weights), load_tokenizer(name))
+    except Exception as error:  # open_clip, safetensors and torch.load raise what they like
+        first = " ".join(str(error).split())[:300]
+        raise UserError(f"clip: {clip}: cannot be loaded ({first})") from error
+
+
+def _locate(clip: str) -> tuple[str, Path | None]:
+    """open_clip's name of a CLIP, and the weights file if that is apart."""
+    for folder in (Path(clip) / OPEN_CLIP, Path(clip)):
+        if (folder / CONFIG_NAME).is_file():
+            return f"local-dir:{folder}", None
+    model, colon, weights = clip.partition(":")
+    if colon and Path(weights).is_file():
+        return model, Path(weights)
+    raise UserError(
+        f"clip: got {clip!r}, expected a finished RUN of stage clip, a folder in open_clip's form, "
+        "or MODEL:WEIGHTS_FILE"
+    )
+
+
+def _text_encoder(config: AnyTrainConfig, device: torch.device) -> TextEncoder:
+    if config.clip is None:
+        raise UserError(f"clip: missing, expected the CLIP whose captions the {config.stage} reads")
+    text = load_text_encoder(config.clip).to(device)
+    wanted = {"model.text_width": text.width, "model.embedding_dim": text.embedding_dim}
+    for field, expected in wanted.items():
+        got = getattr(config.model, field.partition(".")[2])
+        if got != expected:
+            raise UserError(f"{field}: got {got}, expected {expected} as in {config.clip}")
+    return text

@@ -1,0 +1,81 @@
+"""cascade.yaml: which runs make up a cascade, and how each is sampled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from base.config import Config, load_config
+from base.errors import UserError
+
+Steps = Annotated[int, Field(ge=1)]
+
+
+class PartConfig(Config):
+    """A RUN at a sample count (None: its latest checkpoint), and its sampler.
+
+    DDIM is deterministic at eta 0; `ancestral` draws noise at every step (Ho et al. 2020).
+    """
+
+    run: str  # a folder, relative to cascade.yaml
+    samples: int | None = None
+    weights: Literal["ema", "raw"] = "ema"
+    sampler: Literal["ddim", "ancestral"] = "ddim"
+    eta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    steps: Steps = 25
+
+
+class PriorPart(PartConfig):
+    """Guidance on the caption; of `candidates` samples the one with the largest z_i·z_t is kept
+    (paper section 2.2)."""
+
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    candidates: Annotated[int, Field(ge=1)] = 2
+
+
+class DecoderPart(PartConfig):
+    """Guidance on z_i and caption together; predictions are kept in [-1, 1] by clipping, or by a
+    quantile of their own (dynamic thresholding)."""
+
+    guidance: Annotated[float, Field(ge=0)] = 3.0
+    threshold: Literal["static", "dynamic"] = "static"
+
+
+class CascadeConfig(Config):
+    """A cascade: CLIP, prior, decoder, upsamplers in order."""
+
+    version: Literal[1] = 1
+    clip: str  # as the runs' `clip`; a folder relative to cascade.yaml
+    prior: PriorPart
+    decoder: DecoderPart
+    upsamplers: tuple[PartConfig, ...] = ()
+
+
+def load_cascade_config(path: Path) -> CascadeConfig:
+    """Read cascade.yaml, or the one in a folder; folders in it become absolute.
+
+    Raises:
+        UserError: missing or malformed.
+    """
+    path = path / "cascade.yaml" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, expected a cascade.yaml or a folder with one")
+    config = load_config(path, CascadeConfig)
+    home = path.resolve().parent
+
+    def placed(name: str) -> str:
+        return str(home / name) if (home / name).exists() else name
+
+    def part(item: PartConfig) -> PartConfig:
+        return item.model_copy(update={"run": placed(item.run)})
+
+    return config.model_copy(
+        update={
+            "clip": placed(config.clip),
+            "prior": part(config.prior),
+            "decoder": part(config.decoder),
+            "upsamplers": tuple(part(item) for item in config.upsamplers),
+        }
+    )

@@ -1,0 +1,74 @@
+"""The trained networks of a cascade, each with the diffusion it was trained for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from base.errors import UserError
+from trainer.config import AnyTrainConfig, Precision
+from trainer.diffusion.guidance import Denoiser
+from trainer.diffusion.process import Diffusion
+from trainer.diffusion.samplers import ancestral, ddim
+from trainer.diffusion.schedules import spaced_timesteps
+from trainer.models.decoder import Decoder
+from trainer.models.prior import DiffusionPrior
+from trainer.models.upsampler import Upsampler
+from trainer.rng import SampleRandom
+from trainer.stages import load_weights
+
+from .config import PartConfig
+
+_MODELS: dict[str, Any] = {"prior": DiffusionPrior, "decoder": Decoder, "upsampler": Upsampler}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A trained network ready to be sampled."""
+
+    settings: PartConfig
+    config: AnyTrainConfig
+    network: nn.Module
+    diffusion: Diffusion
+
+    def sample(
+        self, denoise: Denoiser, shape: tuple[int, ...], random: SampleRandom, purpose: str
+    ) -> Tensor:
+        """From noise of `shape` (without the batch) to a sample, float32 [B, *shape]."""
+        total, settings = self.diffusion.steps, self.settings
+        timesteps = spaced_timesteps(total, min(settings.steps, total))
+        start = random.normal(f"{purpose}.start", *shape)
+
+        def step_noise(step: int) -> Tensor:
+            return random.normal(f"{purpose}.step.{step}", *shape)
+
+        if settings.sampler == "ancestral":
+            return ancestral(denoise, self.diffusion, start, timesteps, step_noise)
+        return ddim(denoise, self.diffusion, start, timesteps, settings.eta, step_noise)
+
+
+def load_part(settings: PartConfig, stage: str, device: torch.device, precision: Precision) -> Part:
+    """Load a run's averaged (or raw) weights for sampling.
+
+    Raises:
+        UserError: no such run or checkpoint, or a run of another stage.
+    """
+    run = Path(settings.run)
+    if not run.is_dir():
+        raise UserError(f"{stage}.run: no such RUN folder: {run}")
+    config, weights = load_weights(run, settings.weights, settings.samples)
+    if config.stage != stage:
+        raise UserError(f"{stage}.run: {run} is a run of stage {config.stage}, expected {stage}")
+    with torch.device("meta"):
+        network = _MODELS[stage](config.model)
+    network = network.to_empty(device="cpu")
+    missing = network.load_state_dict(weights, strict=False)
+    if missing.missing_keys or missing.unexpected_keys:
+        raise UserError(f"{stage}.run: {run}: weights do not fit its config: {missing}")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return Part(settings, config, network, Diffusion(config.objective.diffusion))
