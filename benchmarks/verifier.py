@@ -31,8 +31,8 @@ Maker = Callable[[Scene, Random], Image | None]  # None: this scene cannot be sp
 
 def as_written(truth: Scene, size: int) -> Image:
     """The picture as the corpus holds it, after JPEG."""
-    decoded = simplejpeg.decode_jpeg(jpeg(render(truth, size)), colorspace="RGB")
-    return np.array(decoded, np.uint8)
+    decoded: Image = simplejpeg.decode_jpeg(jpeg(render(truth, size)), colorspace="RGB")
+    return decoded
 
 
 def blown_up(image: Image, side: int = 16, how: int = cv2.INTER_CUBIC) -> Image:
@@ -47,7 +47,8 @@ def noisy(image: Image, random: Random, sigma: float) -> Image:
 
 
 def _bytes(values: NDArray[np.floating]) -> Image:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    whole: Image = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return whole
 
 
 TRUE: dict[str, Maker] = {

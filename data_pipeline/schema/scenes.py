@@ -39,9 +39,9 @@ SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
 # Radius as a fraction of the picture's side: (lowest, highest), of a single object and of a pair.
 SIZES: dict[str, tuple[float, float]] = {
-    "small": (0.17, 0.19),
-    "medium": (0.21, 0.25),
-    "large": (0.27, 0.30),
+    "small": (0.18, 0.20),
+    "medium": (0.215, 0.24),
+    "large": (0.26, 0.29),
 }
 PAIR_SIZES: dict[str, tuple[float, float]] = {
     "small": (0.13, 0.14),

@@ -37,7 +37,8 @@ _OBJECT_AREA = 40  # pixels; a small cross of a pair has 170
 _CLUTTER_AREA = 40
 _SHAPE_FIT = 0.82  # overlap with the best template, intersection over union
 _SHAPE_RIVAL = 0.03  # lead over the best template of another shape
-_SMALLEST = 0.92  # times the smallest radius that scenes have
+_BETWEEN = 0.6  # of the weaker object's contrast: what lies between two objects shows less
+_SMALLEST = 0.88  # times the smallest radius that scenes have
 _DIRECTION = 1.3  # how many times farther apart along the relation than across it
 
 _PATCH = 40  # side of the patch in which outlines are compared
@@ -98,7 +99,7 @@ def read_scene(image: NDArray[np.uint8]) -> Reading:
     relation = None
     if len(objects) == 2:
         objects, relation = _ordered(objects)
-        why = why or ("objects that touch" if _touch(*components) else "")
+        why = why or ("objects that touch" if _touch(distance, *components) else "")
         why = why or ("" if relation else "relation between two directions")
     why = why or ("" if objects else "no object")
     why = why or next((item.why for item in objects if item.why), "")
@@ -197,10 +198,15 @@ def _read_object(lab: Floats, ground: Floats, component: Mask) -> ReadObject:
     return ReadObject(name, shape, (x + 0.5) / SIDE, (y + 0.5) / SIDE, radius / SIDE, why)
 
 
-def _touch(first: Mask, second: Mask) -> bool:
-    """Whether at most two pixels lie between two components."""
+def _touch(distance: Floats, first: Mask, second: Mask) -> bool:
+    """Whether two components are neighbours, or no background lies between their middles."""
     around = cv2.dilate(first.astype(np.uint8), np.ones((5, 5), np.uint8))
-    return bool((around[second] > 0).any())
+    if (around[second] > 0).any():
+        return True
+    weaker = min(float(np.median(distance[mask])) for mask in (first, second))
+    start, end = (np.argwhere(mask).mean(0) for mask in (first, second))
+    way = np.rint(np.linspace(start, end, SIDE)).astype(np.intp)  # [SIDE, 2] rows and columns
+    return bool(distance[way[:, 0], way[:, 1]].min() > _BETWEEN * weaker)
 
 
 def _too_small(objects: tuple[ReadObject, ...]) -> bool:
