@@ -118,9 +118,9 @@ def _shared_memory(name: str) -> Finding:
 
 
 def _compiler(name: str) -> Finding:
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
     header = Path(sysconfig.get_path("include")) / "Python.h"
-    lacks = [] if compiler else ["g++ (apt-get install g++)"]
+    lacks = [] if compiler else ["a C++ compiler (apt-get install g++)"]
     lacks += [] if _ninja() else ["ninja (pip install ninja)"]
     lacks += [] if header.exists() else ["Python.h (apt-get install python3-dev)"]
     if lacks:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from base.errors import UserError
 from trainer.config import OptimConfig
 from trainer.engine.base import Flat, Reader, Setup, StepStats, fill, owned_part
 from trainer.engine.partitions import Partition, find_partition
@@ -135,8 +139,24 @@ def _join(deepspeed: Any, device: torch.device) -> None:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if not (is_joined() and deepspeed.comm.is_initialized()):
-        with redirect_stdout(io.StringIO()):  # standard output belongs to --json
-            deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+        _put_ninja_on_path()
+        try:
+            with redirect_stdout(io.StringIO()):  # standard output belongs to --json
+                deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+        except RuntimeError as error:
+            if "JIT load" not in str(error) and "building extension" not in str(error):
+                raise
+            raise UserError(
+                "train.engine: got 'deepspeed', which cannot compile its CPU operator here; "
+                "`unclip doctor` tells what is missing, and 'local' does without"
+            ) from error
+
+
+def _put_ninja_on_path() -> None:
+    """DeepSpeed wants ninja on PATH; in an environment not activated it lies beside python."""
+    folder = Path(sys.executable).parent
+    if shutil.which("ninja") is None and (folder / "ninja").exists():
+        os.environ["PATH"] = os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)])
 
 
 def _deepspeed_config(
