@@ -192,4 +192,5 @@ def _total_norm(module: nn.Module, device: torch.device) -> Tensor:
     if not gradients:
         return torch.zeros((), device=device)
     norms: list[Tensor] = list(torch._foreach_norm(gradients))
-    return torch.linalg.vector_norm(torch.stack(norms))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total
