@@ -85,8 +85,13 @@ def require_free_space(folder: str | os.PathLike[str], bytes_needed: int) -> Non
     free = shutil.disk_usage(place).free
     if free < bytes_needed:
         raise UserError(
-            f"{folder}: needs {bytes_needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free"
+            f"{folder}: needs {_size(bytes_needed)} of disk, {_size(free)} are free; "
+            "free some and run it again"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _sync(path: Path) -> None:

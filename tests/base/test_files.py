@@ -166,7 +166,9 @@ def test_hashes_whole_files(size: int, tmp_path: Path) -> None:
 
 def test_free_space(tmp_path: Path) -> None:
     require_free_space(tmp_path / "not" / "yet", 1)
-    with pytest.raises(UserError, match=r"needs 1000000000000\.0 GB of disk, [\d.]+ GB are free"):
+    with pytest.raises(
+        UserError, match=r"needs 1000000000000\.0 GB of disk, [\d.]+ [GM]B are free; f"
+    ):
         require_free_space(tmp_path / "not" / "yet", 10**21)
     assert not (tmp_path / "not").exists()
 
