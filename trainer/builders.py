@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from base.errors import UserError
 from base.files import atomic_path, write_json
@@ -72,9 +74,21 @@ def load_text_encoder(clip: str) -> TextEncoder:
     Raises:
         UserError: it is none of these, or cannot be loaded.
     """
+    model, name = _open(clip)
+    return TextEncoder(model, load_tokenizer(name))
+
+
+def load_clip(clip: str) -> tuple[nn.Module, int]:
+    """A frozen CLIP, named as for `load_text_encoder`, and the side of the pictures it sees."""
+    model: Any = _open(clip)[0]
+    side = model.visual.image_size
+    return model, side if isinstance(side, int) else side[0]
+
+
+def _open(clip: str) -> tuple[nn.Module, str]:
     name, weights = _locate(clip)
     try:
-        return TextEncoder(load_open_clip(name, weights), load_tokenizer(name))
+        return load_open_clip(name, weights), name
     except Exception as error:  # open_clip, safetensors and torch.load raise what they like
         first = " ".join(str(error).split())[:300]
         raise UserError(f"clip: {clip}: cannot be loaded ({first})") from error

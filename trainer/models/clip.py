@@ -57,6 +57,8 @@ class ClipConfig:
             "embed_dim": self.embed_dim,
             "vision_cfg": asdict(self.vision),
             "text_cfg": asdict(self.text),
+            # DeepSpeed 0.19 cannot broadcast a parameter without dimensions in bf16.
+            "nonscalar_logit_scale": True,
         }
 
 
@@ -84,7 +86,7 @@ class Clip(nn.Module):
         return ClipFeatures(
             F.normalize(image_features.float(), dim=-1),
             F.normalize(text_features.float(), dim=-1),
-            self.clip.logit_scale.float().exp(),
+            self.clip.logit_scale.float().exp().squeeze(),
         )
 
 

@@ -1,0 +1,125 @@
+"""The report's figures: scene scores, controls, prior, upsamplers, CLIP scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from base.progress import Progress
+from data_pipeline.schema.scenes import Scene, is_unseen
+from trainer.builders import load_clip
+from trainer.diffusion.degradations import enlarge, shrink
+from trainer.evaluation.measures import psnr, score_prior
+from trainer.evaluation.scenes import Verdict, judge, read_scene, score
+from trainer.models.attention import fast_attention_of_others
+from trainer.models.clip import normalise_pixels
+from trainer.objectives.conditions import to_signal
+from trainer.sampling.cascade import Cascade
+
+from .config import DemoConfig
+from .draw import (
+    Condition,
+    draw,
+    foreign_embedding,
+    from_caption,
+    no_embedding,
+    no_text,
+    true_embedding,
+)
+from .heldout import Pairs, mean_embedding
+
+_MEASURED_AT_ONCE = 16
+
+CONTROLS: dict[str, Condition] = {
+    "prior": from_caption,  # the system itself, on the controls' captions
+    "true_embedding": true_embedding,
+    "foreign_embedding": foreign_embedding,
+    "no_embedding": no_embedding,
+    "no_text": no_text,
+}
+
+
+def verdicts(pictures: Tensor, truths: Sequence[Scene]) -> list[Verdict]:
+    """The verifier's word on uint8 pictures [N, 3, S, S]."""
+    arrays = pictures.permute(0, 2, 3, 1).contiguous().numpy()
+    return [judge(read_scene(a), truth) for a, truth in zip(arrays, truths, strict=True)]
+
+
+def scene_scores(pictures: Tensor, pairs: Pairs) -> dict[str, Any]:
+    """Scores by group over seen and unseen combinations."""
+    assert pairs.truths is not None
+    return score(verdicts(pictures, pairs.truths), [is_unseen(truth) for truth in pairs.truths])
+
+
+def control_scores(
+    cascade: Cascade, pairs: Pairs, config: DemoConfig, folder: Path
+) -> dict[str, Any]:
+    """Scene scores with the decoder's conditions changed, on the same captions and noise."""
+    sampling = config.sampling
+    scores = {}
+    for name, condition in CONTROLS.items():
+        path = folder / f"control_{name}.npy"
+        pictures = draw(cascade, pairs, condition, sampling.seed, sampling.batch, path)
+        found = scene_scores(pictures, pairs)
+        scores[name] = {group: value["seen"] for group, value in found.items()}
+    return {**scores, "count": len(pairs)}
+
+
+def prior_scores(cascade: Cascade, pairs: Pairs, train: Path, config: DemoConfig) -> dict[str, Any]:
+    """The prior's embeddings of held-out captions against the true ones."""
+    random = cascade.random(config.sampling.seed, 0, len(pairs))
+    predicted = cascade.sample_prior(cascade.captions(pairs.captions), random).cpu()
+    scores = score_prior(
+        predicted, pairs.image_embedding, pairs.text_embedding, mean_embedding(train)
+    )
+    return asdict(scores)
+
+
+def upsampler_scores(cascade: Cascade, pairs: Pairs, count: int, seed: int) -> dict[str, Any]:
+    """PSNR on true held-out pictures, beside that of bicubic enlargement."""
+    scores = {}
+    with Progress("measure upsamplers", len(cascade.upsamplers), "upsamplers") as bar:
+        for part in cascade.upsamplers:
+            objective = part.config.objective
+            true = to_signal(pairs.pictures(objective.image_size, count)).to(cascade.device)
+            small = shrink(true, objective.factor)
+            made = []
+            for first in range(0, len(small), _MEASURED_AT_ONCE):
+                few = small[first : first + _MEASURED_AT_ONCE]
+                random = cascade.random(seed, first, len(few))
+                made.append(cascade.upsample_once(part, few, random, "measure"))
+            bicubic = enlarge(small, objective.factor).clamp(-1, 1)
+            scores[Path(part.settings.run).name] = {
+                "psnr": float(psnr(torch.cat(made), true).mean()),
+                "psnr_bicubic": float(psnr(bicubic, true).mean()),
+                "count": len(true),
+            }
+            bar.advance(1)
+    return scores
+
+
+def clip_scores(cascade: Cascade, pictures: Tensor, pairs: Pairs) -> dict[str, float]:
+    """Mean cosine of CLIP's embedding of a picture with its caption's, and with the true z_i."""
+    clip, side = load_clip(cascade.config.clip)
+    clip = clip.to(cascade.device)
+    rows = []
+    with torch.inference_mode(), fast_attention_of_others(cascade.device):
+        for part in torch.split(pictures, 64):
+            resized = F.interpolate(part.float(), (side, side), mode="bicubic", antialias=True)
+            pixels = normalise_pixels(resized.round().clamp(0, 255).to(cascade.device))
+            rows.append(F.normalize(clip.encode_image(pixels).float(), dim=-1).cpu())  # type: ignore[operator]
+    made = torch.cat(rows)
+    n = len(made)
+    return {
+        "caption": float((made * pairs.text_embedding[:n]).sum(dim=1).mean()),
+        "true_picture": float((made * pairs.image_embedding[:n]).sum(dim=1).mean()),
+        "caption_of_true_picture": float(
+            (pairs.image_embedding[:n] * pairs.text_embedding[:n]).sum(dim=1).mean()
+        ),
+    }

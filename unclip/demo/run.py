@@ -1,0 +1,250 @@
+"""The demo's stages, one after another; each goes on where an interrupted one ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from base.config import dump_config, fingerprint
+from base.errors import UserError
+from base.files import read_json, write_atomic, write_json
+from base.lease import Lease
+from data_pipeline.config import PrepareConfig
+from data_pipeline.embed import embed
+from data_pipeline.pipeline import prepare
+from data_pipeline.scenes import Split, write_scenes
+from trainer.loop import train
+from trainer.sampling.cascade import Cascade, load_cascade
+from trainer.sampling.config import CascadeConfig, DecoderPart, PartConfig, PriorPart
+from trainer.stages import load_train_config
+
+from .config import RUNS, DemoConfig, config_folder, load_demo_config
+from .draw import draw, from_caption
+from .evaluate import (
+    clip_scores,
+    control_scores,
+    prior_scores,
+    scene_scores,
+    upsampler_scores,
+)
+from .heldout import Pairs, balanced, read_pairs
+from .report import versions, write_pictures, write_report
+from .split import split_pairs
+
+_SPLITS: tuple[Split, ...] = ("train", "heldout", "unseen")
+_STORED = PrepareConfig(samples_per_shard=1000)
+_STORED_OWN = PrepareConfig(samples_per_shard=1000, mode="border")  # nothing is cut off
+
+
+def run_demo(out: Path, data: Path | None = None, configs: Path | None = None) -> dict[str, Any]:
+    """Run every stage that is not done and write the report; gives what report.json holds.
+
+    Raises:
+        UserError: bad input, or `out` holds a demo of other data or configs, or is in use.
+        KeyboardInterrupt, Stopped: interrupted; what was done stays.
+    """
+    folder = config_folder(configs)
+    if data is not None and not data.exists():
+        raise UserError(f"--data: {data}: no such file or folder")
+    demo = Demo(out, None if data is None else data.resolve(), folder)
+    with Lease(out):
+        demo.claim()
+        return demo.run()
+
+
+class Demo:
+    """One demo in one folder."""
+
+    def __init__(self, out: Path, data: Path | None, configs: Path) -> None:
+        self.out, self.data, self.configs = out, data, configs
+        self.config: DemoConfig = load_demo_config(configs)
+
+    def claim(self) -> None:
+        """Record what this folder's demo is made of, or see that it is the same.
+
+        Raises:
+            UserError: the folder holds another demo.
+        """
+        texts = {name: (self.configs / f"{name}.yaml").read_text() for name in ("demo", *RUNS)}
+        record = {
+            "version": 1,
+            "data": None if self.data is None else str(self.data),
+            "configs": {name: fingerprint(text) for name, text in texts.items()},
+        }
+        path = self.out / "demo.json"
+        if path.is_file():
+            earlier = read_json(path)
+            if earlier != record:
+                what = "data" if earlier.get("data") != record["data"] else "configs"
+                raise UserError(f"{self.out}: holds a demo with other {what}; choose another --out")
+        else:
+            write_json(path, record)
+
+    def run(self) -> dict[str, Any]:
+        """All stages."""
+        with self._timed("corpus"):
+            self._corpus()
+        with self._timed("prepare"):
+            for split in self.splits:
+                self._prepare(split)
+        self._train("clip")
+        with self._timed("embed"):
+            for split in self.splits:
+                embed(self._dataset(split), str(self.out / "clip"))
+        for name in ("prior", "decoder", "up64", "up256"):
+            self._train(name)
+        self._write_cascade()
+        with self._timed("pictures"):
+            results = self._evaluate()
+        return self._report(results)
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The scenes' splits; a user's own pairs have no combinations to leave unseen."""
+        return _SPLITS if self.data is None else _SPLITS[:2]
+
+    def _corpus(self) -> None:
+        if self.data is not None:
+            split_pairs(self.data, self.out / "input")
+            return
+        corpus = self.config.corpus
+        for split, count in zip(
+            _SPLITS, (corpus.train, corpus.heldout, corpus.unseen), strict=True
+        ):
+            write_scenes(self.out / "input" / split, count, corpus.seed, "webdataset", split)
+
+    def _prepare(self, split: Split) -> None:
+        source = self.out / "input" / (split if self.data is None else f"{split}.parquet")
+        stored = _STORED if self.data is None else _STORED_OWN
+        prepare([source], self._dataset(split), "none", stored)
+
+    def _dataset(self, split: Split) -> Path:
+        return self.out / "data" / split
+
+    def _train(self, name: str) -> None:
+        with self._timed(name):
+            train(
+                load_train_config(
+                    self.configs / f"{name}.yaml",
+                    [
+                        f"out={self.out / name}",
+                        f"data.paths=[{self._dataset('train')}]",
+                        *([f"clip={self.out / 'clip'}"] if name in ("prior", "decoder") else []),
+                    ],
+                )
+            )
+
+    def _write_cascade(self) -> None:
+        sampling = self.config.sampling
+        steps = sampling.upsampler_steps
+        config = CascadeConfig(
+            clip="clip",
+            prior=PriorPart(
+                run="prior",
+                steps=sampling.prior_steps,
+                guidance=sampling.prior_guidance,
+                candidates=sampling.prior_candidates,
+            ),
+            decoder=DecoderPart(
+                run="decoder", steps=sampling.decoder_steps, guidance=sampling.decoder_guidance
+            ),
+            upsamplers=(PartConfig(run="up64", steps=steps), PartConfig(run="up256", steps=steps)),
+        )
+        write_atomic(self.out / "cascade.yaml", dump_config(config))
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Every figure of the report, and the pictures behind them."""
+        cascade = load_cascade(self.out)
+        limits, sampling = self.config.report, self.config.sampling
+        heldout = read_pairs(self._dataset("heldout"), self._truth("heldout"))
+        if self.data is None:
+            final = balanced(heldout, limits.single, limits.pair)
+        else:
+            final = heldout.take(range(min(len(heldout), limits.single + limits.pair)))
+        pictures = draw(
+            cascade, final, from_caption, sampling.seed, sampling.batch, self._drawn("final")
+        )
+        prior = prior_scores(cascade, final, self._dataset("train"), self.config)
+        shown = min(limits.shown, len(final))
+        chosen = _spread(len(final), shown)
+        write_pictures(pictures[chosen], final.take(chosen).captions, self.out / "pictures.png")
+        return {
+            **self._scene_results(cascade, final),
+            "prior": prior,
+            "prior_cosine": prior["cosine"],
+            "prior_recall_at_1": prior["recall_at_1"],
+            "upsamplers": upsampler_scores(
+                cascade, heldout, min(limits.upsampled, len(heldout)), sampling.seed
+            ),
+            "clip_score": clip_scores(cascade, pictures, final),
+        }
+
+    def _scene_results(self, cascade: Cascade, final: Pairs) -> dict[str, Any]:
+        """Scene scores and controls; none for pictures that nobody can read a scene from."""
+        if self.data is not None:
+            return {"scores": None, "controls": None}
+        limits, sampling = self.config.report, self.config.sampling
+        unseen = read_pairs(self._dataset("unseen"), self._truth("unseen"))
+        unseen = unseen.take(range(min(limits.unseen, len(unseen))))
+        judged = {}
+        for name, pairs in (("final", final), ("unseen", unseen)):
+            path = self._drawn(name)
+            pictures = draw(cascade, pairs, from_caption, sampling.seed, sampling.batch, path)
+            judged[name] = scene_scores(pictures, pairs)
+        controls = final.take(_spread(len(final), min(limits.controls, len(final))))
+        return {
+            "scores": {
+                group: {
+                    "seen": value["seen"],
+                    "unseen": judged["unseen"][group]["unseen"],
+                    "count": value["count"] + judged["unseen"][group]["count"],
+                    "count_seen": value["count"],
+                    "count_unseen": judged["unseen"][group]["count"],
+                }
+                for group, value in judged["final"].items()
+            },
+            "controls": control_scores(cascade, controls, self.config, self.out / "pictures"),
+        }
+
+    def _truth(self, split: Split) -> tuple[int, Split] | None:
+        return None if self.data is not None else (self.config.corpus.seed, split)
+
+    def _drawn(self, name: str) -> Path:
+        return self.out / "pictures" / f"{name}.npy"
+
+    def _report(self, results: dict[str, Any]) -> dict[str, Any]:
+        report = {
+            "version": 1,
+            "data": None if self.data is None else str(self.data),
+            **results,
+            "seconds": {**self._seconds, "total": sum(self._seconds.values())},
+            "versions": versions(),
+        }
+        write_json(self.out / "report.json", report)
+        write_report(self.out, report)
+        return report
+
+    @cached_property
+    def _seconds(self) -> dict[str, float]:
+        """Seconds that each stage took, over all calls."""
+        path = self.out / "seconds.json"
+        return dict(read_json(path)) if path.is_file() else {}
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = self._seconds.get(stage, 0.0) + time.monotonic() - begun
+            self._seconds[stage] = round(spent, 2)
+            write_json(self.out / "seconds.json", self._seconds)
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """`count` of `total` places, evenly spread: the held-out captions are not sorted by kind."""
+    return [i * total // count for i in range(count)]

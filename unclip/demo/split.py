@@ -1,0 +1,78 @@
+"""A user's own pairs in two tables: what is trained on, and what is held out for the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from base.errors import NothingUsable
+from base.files import write_json
+from base.hashing import stable_hash
+from base.progress import Progress
+from data_pipeline import sources
+from data_pipeline.config import PrepareConfig
+from data_pipeline.row import Row
+
+_SCHEMA = pa.schema(
+    [("key", pa.string()), ("image", pa.binary()), ("captions", pa.list_(pa.string()))]
+)
+_ROWS = 200  # of a row group: what is in memory at once
+_HELD_OUT = 256  # pictures to hold out, when there are enough
+_LARGEST_SHARE, _SMALLEST_SHARE = 8, 16  # one in so many pictures
+
+
+def split_pairs(data: Path, out: Path) -> tuple[Path, Path]:
+    """Write `out`/train.parquet and heldout.parquet; pictures go by their key, so again the same.
+
+    A split that is there is left alone. Raises what `unclip data prepare` raises for bad inputs.
+    """
+    paths = (out / "train.parquet", out / "heldout.parquet")
+    if (out / "split.json").is_file():
+        return paths
+    work = out / ".work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    found = sources.scan([data], work)
+    total = sum(source.rows for source in found)
+    one_in = min(max(total // _HELD_OUT, _LARGEST_SHARE), _SMALLEST_SHARE)
+    counts = [0, 0]
+    with Progress("split", total, "pictures") as bar:
+        writers = [pq.ParquetWriter(path, _SCHEMA) for path in paths]
+        pending: list[list[dict[str, object]]] = [[], []]
+        for row in _rows(found):
+            side = int(stable_hash(row.source_key) % one_in == 0)
+            pending[side].append(
+                {"key": row.source_key, "image": row.image, "captions": list(row.captions)}
+            )
+            counts[side] += 1
+            bar.advance(1)
+            if len(pending[side]) == _ROWS:
+                writers[side].write_table(pa.Table.from_pylist(pending[side], _SCHEMA))
+                pending[side] = []
+        for writer, rest in zip(writers, pending, strict=True):
+            writer.write_table(pa.Table.from_pylist(rest, _SCHEMA))
+            writer.close()
+    shutil.rmtree(work)
+    if not all(counts):
+        raise NothingUsable(f"{data}: {sum(counts)} usable pairs, too few to hold some out")
+    write_json(out / "split.json", {"train": counts[0], "heldout": counts[1]})
+    return paths
+
+
+def _rows(found: list[sources.Source]) -> Iterator[Row]:
+    """The rows that have a picture and a caption; the others cannot be split by what they show."""
+    for source in found:
+        for row in sources.read(source, 0, source.rows, PrepareConfig().max_bytes):
+            if row.problem is None and row.captions:
+                yield row
+
+
+def describe_split(out: Path) -> dict[str, int]:
+    """Pictures on either side."""
+    counts: dict[str, int] = json.loads((out / "split.json").read_text())
+    return counts
