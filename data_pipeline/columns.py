@@ -43,7 +43,7 @@ def union(schemas: Sequence[pa.Schema]) -> pa.Schema:
     ]
     try:
         return pa.unify_schemas(plain, promote_options="permissive")
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
         kinds: dict[str, set[pa.DataType]] = {}
         for schema in plain:
             for field in schema:

@@ -74,8 +74,7 @@ def ustar_header(name: str, size: int) -> bytes:
         b"00000000000\0",  # mtime
         b" " * 8,  # the checksum counts as spaces
         b"0" + b"\0" * 100,  # regular file, no link
-        b"ustar\x0000" + b"\0" * 64,  # magic, version, empty owner names
-        b"0000000\0" * 2,  # device numbers
+        b"ustar\x0000",  # magic and version; owner names, device numbers, prefix stay empty
     )
     header = bytearray(b"".join(fields).ljust(_BLOCK, b"\0"))
     header[_CHECKSUM] = b"%06o\0 " % sum(header)

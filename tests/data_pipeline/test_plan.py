@@ -1,0 +1,75 @@
+"""The plan covers every row once, in order, and holds a resume to what was begun."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from base.errors import UserError
+from data_pipeline.config import PrepareConfig
+from data_pipeline.plan import cut, persist, plan_fingerprint, planned_rows
+from data_pipeline.schema.dataset import KEYS_PER_SHARD, MAX_SHARDS, key_position, sample_key
+from data_pipeline.sources import Source
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=20), st.integers(1, 60))
+def test_cut_covers_every_row_once_in_order(rows: list[int], per_shard: int) -> None:
+    shards = cut(rows, per_shard)
+    covered = [
+        (part.source, part.first + i)
+        for plan in shards
+        for part in plan.slices
+        for i in range(part.count)
+    ]
+    assert covered == [(source, row) for source, count in enumerate(rows) for row in range(count)]
+    assert [plan.shard for plan in shards] == list(range(len(shards)))
+    assert all(plan.count == per_shard for plan in shards[:-1])
+    assert all(0 < plan.count <= per_shard for plan in shards)
+    starts = [sum(plan.count for plan in shards[:i]) for i in range(len(shards))]
+    assert [plan.first_row for plan in shards] == starts
+
+
+def test_too_many_shards_are_refused_with_the_remedy() -> None:
+    assert len(cut([MAX_SHARDS * 10], 10)) == MAX_SHARDS
+    with pytest.raises(UserError, match="samples_per_shard"):
+        cut([MAX_SHARDS * 10, 1], 10)
+
+
+@given(st.integers(0, MAX_SHARDS - 1), st.integers(0, KEYS_PER_SHARD - 1))
+def test_keys_are_nine_digits_that_sort_as_positions(shard: int, row: int) -> None:
+    key = sample_key(shard, row)
+    assert len(key) == 9
+    assert key.isdecimal()
+    assert key_position(key) == (shard, row)
+    if row + 1 < KEYS_PER_SHARD:
+        assert sample_key(shard, row + 1) > key
+
+
+def _source(name: str, rows: int, fingerprint: str) -> Source:
+    return Source("pairs", name, f"/{name}", rows, fingerprint, "", pa.schema([]))
+
+
+def test_a_plan_is_persisted_and_refuses_what_changed(tmp_path: Path) -> None:
+    sources, config = [_source("a", 5, "x"), _source("b", 4, "y")], PrepareConfig()
+    config = config.model_copy(update={"samples_per_shard": 4})
+    persist(tmp_path, sources, config)
+    table = pq.read_table(tmp_path / "plan" / "plan.parquet")
+    assert table.to_pylist() == [
+        {"shard": 0, "source": "a", "first_row": 0, "count": 4},
+        {"shard": 1, "source": "a", "first_row": 4, "count": 1},
+        {"shard": 1, "source": "b", "first_row": 0, "count": 3},
+        {"shard": 2, "source": "b", "first_row": 3, "count": 1},
+    ]
+    assert planned_rows(tmp_path) == [4, 4, 1]
+    before = plan_fingerprint(tmp_path)
+    persist(tmp_path, sources, config)
+    assert plan_fingerprint(tmp_path) == before
+    with pytest.raises(UserError, match="image_size 256, now 64"):
+        persist(tmp_path, sources, config.model_copy(update={"image_size": 64}))
+    with pytest.raises(UserError, match=r"b: changed since .* \(4 rows then, 6 now\)"):
+        persist(tmp_path, [sources[0], _source("b", 6, "z")], config)
+    with pytest.raises(UserError, match="begun with 2 inputs, now 1"):
+        persist(tmp_path, sources[:1], config)

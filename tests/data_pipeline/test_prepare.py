@@ -1,0 +1,272 @@
+"""The whole of `prepare` on a real Ray, read back by the clients that people have."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import imagehash
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from base.errors import NothingUsable, UserError
+from data_pipeline.config import PrepareConfig
+from data_pipeline.embed import embed
+from data_pipeline.pipeline import prepare
+from data_pipeline.scenes import write_scenes
+from data_pipeline.schema.dataset import METADATA_SCHEMA, read_commit, read_dataset, shard_sizes
+from data_pipeline.status import status
+from data_pipeline.verify import verify
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+SMALL = PrepareConfig(image_size=64, samples_per_shard=40)
+Tree = Callable[[Path], dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def photos(
+    tmp_path_factory: pytest.TempPathFactory, shared_data: Path, ray_cluster: None
+) -> Path:
+    """The photographs with embeddings, three shards."""
+    out = tmp_path_factory.mktemp("photos") / "dataset"
+    prepare([shared_data / "photos"], out, "random:1", SMALL)
+    return out
+
+
+def test_photos_keep_all_captions_and_columns(photos: Path) -> None:
+    info = read_dataset(photos)
+    assert (info.input, info.kept, info.rejected, info.shards) == (106, 106, 0, 3)
+    assert shard_sizes(photos, info) == [40, 40, 26]
+    report = verify(photos)
+    assert report.problems == ()
+    assert report.samples == 106
+    table = pq.read_table(photos / "metadata")
+    assert table.schema.names[: len(METADATA_SCHEMA)] == METADATA_SCHEMA.names
+    assert "input_width" in table.schema.names
+    rows = table.to_pylist()
+    assert [row["row"] for row in rows] == list(range(106))
+    assert sum(len(row["captions"]) == 5 for row in rows) > 40
+    keys = [row["source_key"] for row in rows]
+    assert keys == sorted(keys, key=os.fsencode)
+    assert all((row["width"], row["height"]) == (64, 64) for row in rows)
+    assert all(row["original_width"] == row["input_width"] for row in rows)
+    assert all(row["sha256"] == row["input_sha256"] for row in rows)
+
+
+def test_webdataset_reads_the_tars(photos: Path) -> None:
+    import webdataset
+
+    tars = sorted(str(path) for path in (photos / "shards").glob("*.tar"))
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8"))
+    rows = pq.read_table(photos / "metadata").to_pylist()
+    assert [sample["__key__"] for sample in samples] == [row["key"] for row in rows]
+    for sample, row in zip(samples, rows, strict=True):
+        assert sample["txt"] == row["caption"]
+        assert sample["json"]["captions"] == row["captions"]
+        assert sample["jpg"].shape == (64, 64, 3)
+        shown = str(imagehash.phash(Image.fromarray(sample["jpg"])))
+        assert shown == row["phash"]
+
+
+def test_open_clip_finds_the_sizes(photos: Path) -> None:
+    data = pytest.importorskip("open_clip_train.data")
+    assert data.get_dataset_size(str(photos / "shards" / "{00000..00002}.tar")) == (106, 3)
+
+
+def test_embedding_reader_zips_embeddings_and_metadata(photos: Path) -> None:
+    from embedding_reader import EmbeddingReader
+
+    reader = EmbeddingReader(
+        embeddings_folder=str(photos / "img_emb"),
+        metadata_folder=str(photos / "metadata"),
+        meta_columns=["key", "caption"],
+        file_format="parquet_npy",
+    )
+    assert (reader.count, reader.dimension) == (106, 32)
+    batches = list(reader(batch_size=50, show_progress=False))
+    rows = np.concatenate([batch[0] for batch in batches])
+    keys = [key for batch in batches for key in batch[1]["key"]]
+    assert keys == pq.read_table(photos / "metadata")["key"].to_pylist()
+    stored = [np.load(path) for path in sorted((photos / "img_emb").glob("*.npy"))]
+    assert (rows == np.concatenate(stored)).all()
+
+
+def test_none_then_embed_gives_the_bytes_of_one_pass(
+    photos: Path, shared_data: Path, tmp_path: Path, tree: Tree
+) -> None:
+    out = tmp_path / "dataset"
+    first = prepare([shared_data / "photos"], out, "none", SMALL)
+    assert first.clip is None
+    assert pq.read_table(out / "metadata")["similarity"].null_count == 106
+    assert verify(out).whole
+    embed(out, "random:1")
+    assert tree(out) == tree(photos)
+
+
+def test_a_finished_dataset_is_left_alone(photos: Path, shared_data: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in photos.rglob("*") if path.is_file()}
+    prepare([shared_data / "photos"], photos, "random:1", SMALL)
+    prepare([shared_data / "photos"], photos, "none", SMALL)
+    embed(photos, "random:1")
+    after = {path: path.stat().st_mtime_ns for path in photos.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_clips_are_not_mixed_but_stand_side_by_side(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dataset"
+    shutil.copytree(photos, out)
+    with pytest.raises(UserError, match="--as NAME"):
+        embed(out, "random:2")
+    embed(out, "random:2", "second")
+    assert verify(out).embeddings == ("", "second")
+    assert verify(out).whole
+    rows = np.load(out / "embeddings" / "second" / "img_emb" / "img_emb_00000.npy")
+    assert rows.shape == (40, 32)
+    with pytest.raises(UserError, match="differs from this CLIP"):
+        embed(out, "random:3", "second")
+    with pytest.raises(UserError, match="letters, digits"):
+        embed(out, "random:2", "../up")
+
+
+def test_lost_files_are_made_again(photos: Path, shared_data: Path, tmp_path: Path, tree: Tree) -> None:
+    out = tmp_path / "dataset"
+    shutil.copytree(photos, out)
+    (out / "shards" / "00001.tar").unlink()
+    (out / "img_emb" / "img_emb_00000.npy").write_bytes(b"short")
+    (out / "commits" / "00002.json").unlink()
+    prepare([shared_data / "photos"], out, "random:1", SMALL)
+    assert tree(out) == tree(photos)
+
+
+def test_emoji_lie_on_white(shared_data: Path, tmp_path: Path) -> None:
+    table = pq.read_table(shared_data / "emoji" / "captions.parquet")
+    some = table.take(list(range(0, table.num_rows, 40)))
+    folder = tmp_path / "in"
+    for name in some["file"].to_pylist():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(shared_data / "emoji" / name, folder / name)
+    pq.write_table(some, folder / "captions.parquet")
+    info = prepare([folder], tmp_path / "out", "none", SMALL)
+    assert (info.kept, info.rejected) == (some.num_rows, 0)
+    assert verify(tmp_path / "out").whole
+    import webdataset
+
+    tars = sorted(str(path) for path in (tmp_path / "out" / "shards").glob("*.tar"))
+    round_ones = [
+        sample["jpg"]
+        for sample in webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8")
+        if sample["json"]["set"] in ("openmoji", "noto")
+    ]
+    corners = np.stack([picture[0, 0] for picture in round_ones])
+    assert (corners > 240).all(axis=1).mean() > 0.9
+
+
+def test_evil_pictures_are_all_accounted_for(shared_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(shared_data / "evil", folder)
+    pictures = [p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".txt", ".csv")]
+    for path in pictures:
+        path.with_suffix(".txt").write_text(path.name)
+    found = len([p for p in pictures if p.parent.name != "licences"])
+    info = prepare([folder], tmp_path / "out", "random:0", SMALL)
+    assert info.kept + info.rejected == info.input >= found
+    assert info.kept > 140
+    report = verify(tmp_path / "out")
+    assert report.problems == ()
+    reasons = status(tmp_path / "out").reasons
+    assert reasons["truncated_image"] >= 2
+    assert reasons["too_many_pixels"] >= 3
+    assert sum(reasons.values()) == info.rejected
+
+
+def test_a_shard_of_which_nothing_is_kept_has_no_files_to_trip_over(
+    tmp_path: Path, pairs_folder: Callable[[Path, int], Path]
+) -> None:
+    folder = pairs_folder(tmp_path / "in", 12)
+    for i in range(4, 8):
+        (folder / f"{i:05d}.jpg").write_bytes(b"broken")
+    config = PrepareConfig(image_size=32, samples_per_shard=4)
+    info = prepare([folder], tmp_path / "out", "random:0", config)
+    assert (info.kept, info.rejected, info.shards) == (8, 4, 3)
+    commit = read_commit(tmp_path / "out", 1)
+    assert commit is not None
+    assert list(commit.files) == ["rejected/rejected_00001.parquet"]
+    assert sorted(p.name for p in (tmp_path / "out" / "shards").iterdir()) == [
+        "00000.tar",
+        "00002.tar",
+        "sizes.json",
+    ]
+    assert not list((tmp_path / "out").glob("*/*_00001.npy"))
+    assert verify(tmp_path / "out").whole
+    assert json.loads((tmp_path / "out" / "shards" / "sizes.json").read_text()) == {
+        "00000.tar": 4,
+        "00002.tar": 4,
+    }
+
+
+def test_nothing_usable_leaves_no_finished_dataset(
+    tmp_path: Path, pairs_folder: Callable[[Path, int], Path]
+) -> None:
+    folder = pairs_folder(tmp_path / "in", 2)
+    for path in folder.glob("*.jpg"):
+        path.write_bytes(b"")
+    with pytest.raises(NothingUsable, match="none of the 2 rows.*empty_image 2"):
+        prepare([folder], tmp_path / "out", "none", SMALL)
+    with pytest.raises(UserError, match="not finished"):
+        read_dataset(tmp_path / "out")
+
+
+def test_forms_of_one_corpus_give_the_same_samples(tmp_path: Path) -> None:
+    tables = {}
+    config = PrepareConfig(image_size=64, samples_per_shard=10)
+    for form in ("folder", "parquet", "webdataset"):
+        write_scenes(tmp_path / form, 25, 3, form, "train", 64, workers=1)
+        prepare([tmp_path / form], tmp_path / f"{form}-out", "none", config)
+        assert verify(tmp_path / f"{form}-out").whole
+        tables[form] = pq.read_table(tmp_path / f"{form}-out" / "metadata")
+        assert tables[form]["scene"].type == pa.string()
+        assert json.loads(tables[form]["scene"][0].as_py())["objects"]
+    same = ["key", "caption", "sha256", "phash", "scene"]
+    assert tables["folder"].select(same).equals(tables["parquet"].select(same))
+    assert tables["folder"].select(same).equals(tables["webdataset"].select(same))
+
+
+def test_several_inputs_keep_their_order(
+    tmp_path: Path, pairs_folder: Callable[[Path, int], Path]
+) -> None:
+    write_scenes(tmp_path / "scenes", 7, 0, "webdataset", "train", 64, workers=1)
+    folder = pairs_folder(tmp_path / "pairs", 6)
+    config = PrepareConfig(image_size=32, samples_per_shard=5)
+    inputs = [folder, tmp_path / "scenes"]
+    assert prepare(inputs, tmp_path / "out", "none", config).kept == 13
+    keys = pq.read_table(tmp_path / "out" / "metadata")["source_key"].to_pylist()
+    assert keys == [f"{i:05d}.jpg" for i in range(6)] + [f"{i:09d}" for i in range(7)]
+    with pytest.raises(UserError, match="changed since"):
+        prepare(inputs[::-1], tmp_path / "out", "none", config)
+
+
+def test_filters_are_asked_for(tmp_path: Path, pairs_folder: Callable[[Path, int], Path]) -> None:
+    folder = pairs_folder(tmp_path / "in", 3)
+    (folder / "00001.txt").write_text("x")
+    config = PrepareConfig(image_size=32, min_caption=3)
+    info = prepare([folder], tmp_path / "out", "none", config)
+    assert (info.kept, info.rejected) == (2, 1)
+    assert status(tmp_path / "out").reasons == {"caption_too_short": 1}
+
+
+def test_other_folders_are_not_written_into(
+    tmp_path: Path, pairs_folder: Callable[[Path, int], Path]
+) -> None:
+    folder = pairs_folder(tmp_path / "in", 1)
+    with pytest.raises(UserError, match="not empty"):
+        prepare([folder], folder, "none", SMALL)
+    with pytest.raises(UserError, match="is a file"):
+        prepare([folder], folder / "00000.jpg", "none", SMALL)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NothingUsable):
+        prepare([tmp_path / "empty"], tmp_path / "out", "none", SMALL)
+    assert not (tmp_path / "out").exists()
