@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from base.config import Config
 
-StageName = Literal["clip", "prior", "decoder", "upsampler"]
 Precision = Literal["fp32", "bf16"]
 
 Positive = Annotated[int, Field(ge=1)]
@@ -76,7 +75,7 @@ class EmaConfig(Config):
 class TrainConfig(Config, Generic[ModelT, ObjectiveT]):
     """One stage's run. `trainer.stages.load_train_config` reads the right kind from a file."""
 
-    stage: StageName
+    stage: str  # a name in trainer.stages.STAGES
     out: Path  # the RUN folder
     data: DataConfig
     clip: str | None = None  # a RUN of stage clip, or what `--clip` takes, for text states

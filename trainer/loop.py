@@ -19,7 +19,7 @@ from base.lease import Lease
 from base.progress import Progress
 from base.stop import StopFlag
 from trainer.checkpoint.read import newest_checkpoint
-from trainer.checkpoint.write import complete_checkpoints
+from trainer.checkpoint.write import adopt, complete_checkpoints
 from trainer.config import AnyTrainConfig
 from trainer.engine.base import StepStats
 from trainer.engine.open import micro_batches, open_engine
@@ -90,6 +90,7 @@ def _finished(config: AnyTrainConfig) -> TrainResult | None:
         return None
     facts = run_facts(config, Shards(config.data).infos)
     require_same_run(facts, checkpoint.manifest.facts, config.out)
+    adopt(config.out, checkpoint.folder, config.train.keep)
     return _result(config, checkpoint.state(), checkpoint.manifest.samples)
 
 

@@ -13,7 +13,7 @@ from base.hashing import stable_hash
 from trainer.batch import Batch
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.read import Checkpoint, SliceReader, newest_checkpoint, open_checkpoint
-from trainer.checkpoint.write import Snapshot, save_checkpoint
+from trainer.checkpoint.write import Snapshot, adopt, save_checkpoint
 from trainer.config import AnyTrainConfig
 from trainer.ema import Ema
 from trainer.engine.base import Engine, Flat, StepStats, fill
@@ -49,7 +49,9 @@ class Session:
         folder = None
         if self.engine.rank == 0:
             found = newest_checkpoint(self.config.out, warn)
-            folder = None if found is None else found.folder
+            if found is not None:
+                folder = found.folder
+                adopt(self.config.out, folder, self.config.train.keep)
         folder = self.engine.gather(folder)[0]
         if folder is None:
             return None

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 import tarfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +47,13 @@ class ToyModelConfig:
 
 @dataclass(frozen=True)
 class ToyObjectiveConfig:
-    """`pictures`: also read pictures and tokens; `poison`: positions whose loss is NaN."""
+    """`pictures`: also read pictures and tokens; the others are faults for tests."""
 
     pictures: bool = False
-    poison: tuple[int, ...] = ()
+    poison: tuple[int, ...] = ()  # positions whose loss is NaN
     poison_from: int | None = None
+    stop_at: tuple[int, ...] = ()  # positions at which the process asks itself to stop
+    delay: float = 0.0  # seconds a micro-batch
 
 
 class ToyModel(nn.Module):
@@ -102,6 +106,9 @@ class ToyObjective:
         if batch.image is not None and batch.tokens is not None:
             x = x + batch.image.float().mean((1, 2, 3))[:, None] / 255
             x = x + batch.tokens.float().mean(1)[:, None] / 49408
+        time.sleep(self.config.delay)
+        if set(batch.positions.tolist()) & set(self.config.stop_at):
+            signal.raise_signal(signal.SIGTERM)
         loss = (model(x) - batch.image_embedding).square().mean(1)
         bad = torch.isin(batch.positions, torch.tensor(self.config.poison, dtype=torch.int64))
         if self.config.poison_from is not None:
@@ -110,26 +117,26 @@ class ToyObjective:
 
 
 def register() -> None:
-    """Make the toy the prior of this process."""
+    """Make the toy a stage of this process."""
 
     def build(config: AnyTrainConfig, device: torch.device) -> Parts:
         return Parts(ToyModel(config.model), ToyObjective(config.objective))
 
-    STAGES["prior"] = Stage(ToyModelConfig, ToyObjectiveConfig, build)
+    STAGES["toy"] = Stage(ToyModelConfig, ToyObjectiveConfig, build)
 
 
-def toy_config(data: Path, out: Path, **sections: Any) -> AnyTrainConfig:
+def toy_config(dataset: Path, out: Path, **sections: Any) -> AnyTrainConfig:
     """The toy's config; keyword sections are merged over the defaults."""
     register()
-    return parse_config(toy_values(data, out, **sections), STAGES["prior"].config, "toy")
+    return parse_config(toy_values(dataset, out, **sections), STAGES["toy"].config, "toy")
 
 
-def toy_values(data: Path, out: Path, **sections: Any) -> dict[str, Any]:
+def toy_values(dataset: Path, out: Path, **sections: Any) -> dict[str, Any]:
     """Plain data of the toy's config."""
     values: dict[str, Any] = {
-        "stage": "prior",
+        "stage": "toy",
         "out": str(out),
-        "data": {"paths": [str(data)], "shuffle_block": 2},
+        "data": {"paths": [str(dataset)], "shuffle_block": 2},
         "seed": 3,
         "model": {},
         "objective": {},
@@ -153,9 +160,9 @@ def toy_values(data: Path, out: Path, **sections: Any) -> dict[str, Any]:
     return values
 
 
-def write_toy_config(path: Path, data: Path, out: Path, **sections: Any) -> Path:
+def write_toy_config(path: Path, dataset: Path, out: Path, **sections: Any) -> Path:
     """The toy's config as a file."""
-    path.write_text(yaml.dump(toy_values(data, out, **sections)))
+    path.write_text(yaml.dump(toy_values(dataset, out, **sections)))
     return path
 
 

@@ -65,6 +65,18 @@ def save_checkpoint(run: Path, engine: Engine, snapshot: Snapshot, keep: int) ->
     return target
 
 
+def adopt(run: Path, folder: Path, keep: int) -> None:
+    """Complete what an interrupted save left undone after `folder` was whole: `latest`, pruning.
+
+    For the one process that owns the run, once it has verified `folder` as the newest.
+    """
+    remove_leftovers(run)
+    latest = run / LATEST
+    if not latest.is_file() or latest.read_text(encoding="utf-8").strip() != folder.name:
+        write_atomic(latest, f"{folder.name}\n")
+    _prune(run / FOLDER, folder, keep)
+
+
 def remove_leftovers(run: Path) -> None:
     """Delete what interrupted saves and removals left; nobody else may be writing."""
     for prefix in (_SAVING, _REMOVING):

@@ -1,0 +1,122 @@
+"""What the tests of several ranks run under torchrun, all in one go: ranks.py DATASET FOLDER.
+
+FOLDER/local_half holds runs of one process that stopped half-way; the rest is made here, and
+FOLDER/report.json tells what was compared.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import toy
+from torch import Tensor
+
+from trainer.engine.base import Flat
+from trainer.engine.deepspeed import DeepSpeedEngine
+from trainer.engine.open import open_engine
+from trainer.engine.processes import environment_rank
+from trainer.loader.samples import SampleReader, gather_positions
+from trainer.loader.steps import Plan
+from trainer.loop import build_parts, train
+from trainer.session import Session
+
+CPU = torch.device("cpu")
+KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
+
+
+def main(data: Path, folder: Path) -> None:
+    report: dict[str, Any] = {}
+    for zero in range(4):
+        on = {"engine": "deepspeed", "zero_stage": zero}
+        train(toy.toy_config(data, folder / f"whole{zero}", train=on))
+        train(toy.toy_config(data, folder / f"half{zero}", train={**on, "samples": 48}))
+        train(toy.toy_config(data, folder / "local_half" / str(zero), train=on))
+        for precision in ("fp32", "bf16"):
+            key = f"{zero} {precision}"
+            report[key] = compare_with_full_gather(data, folder, zero, precision)
+    if environment_rank() == 0:
+        (folder / "report.json").write_text(json.dumps(report))
+
+
+def compare_with_full_gather(data: Path, folder: Path, zero: int, precision: str) -> Any:
+    """Largest differences between what the slices say and what DeepSpeed gathers itself."""
+    config = toy.toy_config(
+        data,
+        folder / "unused",
+        train={"engine": "deepspeed", "zero_stage": zero, "precision": precision},
+    )
+    parts = build_parts(config, CPU)
+    engine = open_engine(parts.model, config.optim, config.train, CPU)
+    assert isinstance(engine, DeepSpeedEngine)
+    session = Session(config, parts.objective, engine, {})
+    averages = {name: value.clone() for name, value in full(engine, "master").items()}
+    for step in range(4):
+        take_step(session, step)
+        decay = session.ema.decay(step)
+        for name, value in full(engine, "master").items():
+            averages[name].lerp_(value, 1 - decay)
+    pieces = assembled(engine, session.ema.attach(engine.flats()))
+    difference = {
+        kind: max(
+            float((pieces[kind][name] - value).abs().max())
+            for name, value in (averages if kind == "ema" else full(engine, kind)).items()
+        )
+        for kind in KINDS
+    }
+    engine.close()
+    return {"difference": difference, "elements": sum(t.numel() for t in averages.values())}
+
+
+def take_step(session: Session, step: int) -> None:
+    config, engine = session.config, session.engine
+    plan = Plan(
+        config.data, session.objective.needs, 3, 0, 12, 9, engine.rank, engine.world_size, 2
+    )
+    reader = SampleReader(config.data, session.objective.needs, 3)
+    batches = [reader.batch(part) for part in gather_positions(plan.cuts(step))]
+    session.count(session.step(batches, 1e-2, []))
+
+
+def full(engine: DeepSpeedEngine, kind: str) -> dict[str, Tensor]:
+    """Every tensor whole, by DeepSpeed's own means (without ZeRO: by the optimizer's copies)."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    whole: Callable[[Any], Any] = (
+        safe_get_full_fp32_param
+        if kind == "master"
+        else lambda parameter: safe_get_full_optimizer_state(parameter, kind)
+    )
+    found = {name: whole(parameter) for name, parameter in engine.module.named_parameters()}
+    if any(value is None for value in found.values()):
+        assert all(value is None for value in found.values())
+        flats = engine._partition.flats()
+        return {f.pieces[0].name: f.tensors[kind].clone() for f in flats}
+    return {name: value.detach().reshape(-1).clone() for name, value in found.items()}
+
+
+def assembled(engine: DeepSpeedEngine, flats: list[Flat]) -> dict[str, dict[str, Tensor]]:
+    """The ranks' pieces put together; an element that nobody owns stays NaN."""
+    own = [
+        (kind, piece, tensor.narrow(0, piece.offset, piece.length).clone())
+        for flat in flats
+        for kind, tensor in flat.tensors.items()
+        for piece in flat.pieces
+    ]
+    result: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
+    for part in engine.gather(own):
+        for kind, piece, values in part:
+            size = int(torch.Size(piece.shape).numel())
+            whole = result[kind].setdefault(piece.name, torch.full((size,), torch.nan))
+            assert whole[piece.start : piece.start + piece.length].isnan().all(), "owned twice"
+            whole[piece.start : piece.start + piece.length] = values
+    return result
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

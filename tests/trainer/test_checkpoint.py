@@ -1,0 +1,233 @@
+"""Checkpoints on disk: never half there, readable by others, no pickle, kept in number."""
+
+import errno
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+import torch
+import toy
+from safetensors.torch import load_file, save_file
+
+from base.errors import UserError
+from trainer.checkpoint import tensors, write
+from trainer.checkpoint.export import export, read_weights
+from trainer.checkpoint.manifest import join_ranges, read_manifest
+from trainer.checkpoint.read import (
+    Checkpoint,
+    SliceReader,
+    faults,
+    open_checkpoint,
+    resolve_checkpoint,
+)
+from trainer.checkpoint.tensors import entry_of, write_tensors
+from trainer.checkpoint.write import complete_checkpoints
+from trainer.loop import train
+from trainer.stages import load_weights
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    toy.register()
+    out = tmp_path_factory.mktemp("checkpoint") / "run"
+    train(toy.toy_config(dataset, out))
+    return out
+
+
+def test_killed_anywhere_it_is_whole_and_ends_the_same(dataset: Path, tmp_path: Path) -> None:
+    """Every fifth of some 250 moments; `killed.py` with step 1 tries them all."""
+    script = [sys.executable, str(HERE / "killed.py"), str(dataset), str(tmp_path), "5", "3"]
+    subprocess.run(script, cwd=processes.ROOT, env=processes.environment(), check=True, timeout=400)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report) > 40
+    assert [entry["killed"] for entry in report] == [True] * (len(report) - 1) + [False]
+    named = 0
+    for entry in report:
+        between = entry["between"]
+        assert all(between["whole"].values()), entry  # a named folder is a whole one
+        if between["latest"] is not None:
+            assert between["latest"] in between["whole"], entry
+            named += 1
+        assert entry["finished"], entry
+        assert entry["equal"], entry
+        assert entry["left"] == ["000000000048", "000000000060"], entry
+    assert named > 20
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    train(toy.toy_config(dataset, out, train={"samples": 48}))
+
+    def full(path: Path, entries: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "write_tensors", full)
+        with pytest.raises(UserError, match=r"checkpoint not saved: .*No space left on device"):
+            train(toy.toy_config(dataset, out))
+    assert resolve_checkpoint(out).manifest.samples == 48
+    assert faults(resolve_checkpoint(out)) == []
+    assert train(toy.toy_config(dataset, out)).resumed_from == 48
+
+
+def test_bytes_that_change_on_their_way_to_the_disk_are_noticed(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def corrupting(path: Path, entries: Any) -> Any:
+        record = write_tensors(path, entries)
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+        return record
+
+    monkeypatch.setattr(write, "write_tensors", corrupting)
+    with pytest.raises(UserError, match="what was read back is not what was written"):
+        train(toy.toy_config(dataset, tmp_path / "run"))
+    assert complete_checkpoints(tmp_path / "run") == []
+
+
+def test_as_many_are_kept_as_asked(dataset: Path, tmp_path: Path) -> None:
+    for keep in (1, 3):
+        out = tmp_path / str(keep)
+        how = {"checkpoint_every": 12, "keep": keep}
+        train(toy.toy_config(dataset, out, train=how))
+        names = [int(path.name) for path in complete_checkpoints(out)]
+        assert names == [96 - 12 * n for n in reversed(range(keep))]
+        assert sorted(p.name for p in (out / "checkpoints").iterdir()) == [
+            f"{n:012d}" for n in names
+        ]
+
+
+def test_files_are_plain_safetensors(run: Path) -> None:
+    """Read by the format's own library: every kind of every tensor, and the untrained buffer."""
+    checkpoint = resolve_checkpoint(run)
+    stored = load_file(checkpoint.folder / "slices/rank_00000.safetensors")
+    names = set(toy.ToyModel(toy.ToyModelConfig()).state_dict()) - {"scale"}
+    kinds = ("master", "exp_avg", "exp_avg_sq", "ema")
+    assert set(stored) == {f"{k}/{n}" for k in kinds for n in names} | {"fixed/scale"}
+    weights = read_weights(run, "raw")
+    for name in names:
+        assert torch.equal(stored[f"master/{name}"], weights[name].reshape(-1))
+
+
+def test_exports_hold_averaged_or_raw_weights(run: Path, tmp_path: Path) -> None:
+    for which in ("ema", "raw"):
+        path = export(run, which, tmp_path / f"{which}.safetensors")  # type: ignore[arg-type]
+        config, weights = load_weights(run, which)  # type: ignore[arg-type]
+        exported = load_file(path)
+        assert set(exported) == set(weights)
+        assert all(torch.equal(exported[name], value) for name, value in weights.items())
+        toy.ToyModel(config.model).load_state_dict(exported)
+    assert not torch.equal(
+        load_file(tmp_path / "ema.safetensors")["shift"],
+        load_file(tmp_path / "raw.safetensors")["shift"],
+    )
+    with pytest.raises(UserError, match=r"no checkpoint at 50 samples; there are: 48, 96"):
+        export(run, "ema", tmp_path / "x", samples=50)
+    with pytest.raises(UserError, match="is a folder"):
+        export(run, "ema", tmp_path)
+
+
+def test_our_writer_and_the_library_read_each_other(tmp_path: Path) -> None:
+    values = {
+        "a": torch.randn(3, 5),
+        "b": torch.arange(7),
+        "c": torch.randn(4).bfloat16(),
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(2.5),
+        "flags": torch.tensor([True, False]),
+        "strided": torch.randn(4, 6).t(),
+    }
+    record = write_tensors(
+        tmp_path / "ours", [entry_of(*pair) for pair in values.items()], {"by": "us"}
+    )
+    assert record.bytes == (tmp_path / "ours").stat().st_size
+    read = load_file(tmp_path / "ours")
+    assert set(read) == set(values)
+    for name, value in values.items():
+        assert read[name].dtype == value.dtype
+        assert torch.equal(read[name], value)
+    save_file({k: v.contiguous() for k, v in values.items()}, tmp_path / "theirs")
+    header = (tmp_path / "theirs").read_bytes()[8:]
+    assert json.JSONDecoder().raw_decode(header.decode("latin-1"))[0].keys() == values.keys()
+
+
+def test_no_pickle_is_read_or_written(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slice replaced with a hostile pickle is refused as damage; nothing of it runs."""
+    out, mark = tmp_path / "run", tmp_path / "ran"
+    train(toy.toy_config(dataset, out, train={"samples": 24}))
+
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {mark}",)
+
+    path = resolve_checkpoint(out).folder / "slices/rank_00000.safetensors"
+    path.write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(UserError, match="no whole checkpoint is left"):
+        train(toy.toy_config(dataset, out))
+    with pytest.raises(UserError, match="cannot be read"):
+        read_weights(out)
+    assert not mark.exists()
+
+
+def test_manifest_says_what_is_wrong(run: Path, tmp_path: Path) -> None:
+    folder = resolve_checkpoint(run).folder
+    for text, message in [
+        ("{", "not JSON"),
+        ("[]", "version: got None"),
+        ('{"version": 7}', "version: got 7, expected 1"),
+        ('{"version": 1}', "not a checkpoint's manifest"),
+    ]:
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_manifest(tmp_path)
+    manifest = read_manifest(folder)
+    assert faults(Checkpoint(tmp_path, manifest))[0].endswith("rank_00000.safetensors: missing")
+    with pytest.raises(UserError, match="holds no master of nonsense"):
+        SliceReader(open_checkpoint(folder))("master", "nonsense", 0, 1)
+
+
+def test_ranges_that_do_not_tile_are_never_written() -> None:
+    whole = {"w": ([2, 3], 0, 6)}
+    assert join_ranges([whole])["w"].is_covered()
+    for parts in (
+        [{"w": ([2, 3], 0, 5)}],
+        [whole, whole],
+        [{"w": ([2, 3], 0, 4)}, {"w": ([2, 3], 5, 1)}],
+    ):
+        with pytest.raises(ValueError, match="do not tile"):
+            join_ranges(parts)
+
+
+def test_any_range_is_read_across_the_ranks_that_wrote_it(tmp_path: Path) -> None:
+    """A tensor cut in three, by ranks in any order."""
+    values = torch.randn(10)
+    cuts = [(4, 3), (0, 4), (7, 3)]
+    (tmp_path / "slices").mkdir()
+    for rank, (start, length) in enumerate(cuts):
+        entry = entry_of("master/w", values[start : start + length])
+        tensors.write_tensors(tmp_path / f"slices/rank_{rank:05d}.safetensors", [entry])
+    manifest = read_any(tmp_path, [{"w": ([2, 5], start, length)} for start, length in cuts])
+    reader = SliceReader(manifest)
+    for start in range(10):
+        for end in range(start, 11):
+            assert torch.equal(reader("master", "w", start, end - start), values[start:end])
+    assert torch.equal(reader.whole("master", "w"), values.view(2, 5))
+
+
+def read_any(folder: Path, parts: list[Any]) -> Checkpoint:
+    from trainer.checkpoint.manifest import Manifest
+
+    manifest = Manifest(0, 0, len(parts), ("master",), join_ranges(parts), {}, {}, {})
+    (folder / "manifest.json").write_text(json.dumps(manifest.to_json()))
+    return open_checkpoint(folder)

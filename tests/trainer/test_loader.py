@@ -1,0 +1,204 @@
+"""The loader's tensors: right samples, right pixels, the same from threads and processes."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+import toy
+from PIL import Image
+
+from base.errors import NothingUsable, UserError
+from data_pipeline.schema import dataset as schema
+from trainer.batch import Batch, Needs
+from trainer.config import DataConfig
+from trainer.loader.pictures import decode_square
+from trainer.loader.samples import SampleReader
+from trainer.loader.shards import Shards
+from trainer.loader.steps import Loader, Plan
+
+ALL = Needs(image_size=32, tokens=True, embeddings=True, context_length=12)
+
+
+def plan(data: DataConfig, needs: Needs = ALL, **more: int) -> Plan:
+    values = {"start": 0, "batch": 10, "steps": 5, "rank": 0, "world_size": 1, "micro_batches": 2}
+    return Plan(data=data, needs=needs, seed=3, **{**values, **more})
+
+
+def config(*paths: Path, **more: object) -> DataConfig:
+    return DataConfig.model_validate({"paths": paths, "shuffle_block": 2, **more}, strict=False)
+
+
+def read(plan: Plan, workers: int = 0) -> list[list[Batch]]:
+    with Loader(plan, workers, 3) as loader:
+        return list(loader)
+
+
+def assert_same(one: list[list[Batch]], other: list[list[Batch]]) -> None:
+    assert len(one) == len(other)
+    for left, right in zip(one, other, strict=True):
+        assert len(left) == len(right)
+        for a, b in zip(left, right, strict=True):
+            for name in ("positions", "image", "tokens", "image_embedding", "text_embedding"):
+                x, y = getattr(a, name), getattr(b, name)
+                assert (x is None) == (y is None)
+                assert x is None or (x.dtype == y.dtype and torch.equal(x, y))
+
+
+def test_a_batch_holds_what_the_dataset_holds(dataset: Path) -> None:
+    """Every part of every sample, against the files read plainly."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    reader = SampleReader(config(dataset), ALL, seed=3)
+    batch = reader.batch(np.arange(40))
+    samples = reader.order.samples(np.arange(40))
+    refs = [(r.shard, row) for r in reader.shards.refs for row in range(r.size)]
+    assert batch.image is not None
+    assert batch.tokens is not None
+    assert batch.image_embedding is not None
+    assert batch.text_embedding is not None
+    for index, sample in enumerate(samples):
+        shard, row = refs[sample]
+        jpeg = reader.shards.jpeg(int(sample))
+        pixels = simplejpeg.decode_jpeg(jpeg).transpose(2, 0, 1)
+        assert np.array_equal(batch.image[index].numpy(), pixels)
+        tokens = SimpleTokenizer(context_length=12)([f"blot {row} of shard {shard}"])[0]
+        assert torch.equal(batch.tokens[index], tokens)
+        row_of = np.load(schema.img_emb_path(dataset, shard))[row].astype(np.float32)
+        assert np.array_equal(batch.image_embedding[index].numpy(), row_of)
+        row_of = np.load(schema.text_emb_path(dataset, shard))[row].astype(np.float32)
+        assert np.array_equal(batch.text_embedding[index].numpy(), row_of)
+
+
+def test_embeddings_alone_open_no_tar(tmp_path: Path) -> None:
+    data = toy.write_dataset(tmp_path / "d", [6, 4])
+    for shard in (0, 1):
+        schema.tar_path(data, shard).unlink()
+        schema.metadata_path(data, shard).unlink()
+    (batches,) = read(plan(config(data), Needs(embeddings=True), steps=1))
+    assert all(batch.image is None and batch.tokens is None for batch in batches)
+    assert all(batch.image_embedding is not None for batch in batches)
+
+
+def test_processes_and_threads_give_the_same_bytes(dataset: Path) -> None:
+    needs = Needs(image_size=16, crop=8, tokens=True, embeddings=True, context_length=12)
+    data = config(dataset)
+    assert_same(read(plan(data, needs)), read(plan(data, needs), workers=2))
+
+
+def test_ranks_read_what_one_process_reads(dataset: Path) -> None:
+    alone = read(plan(config(dataset), batch=11, micro_batches=1))
+    ranks = [
+        read(plan(config(dataset), batch=11, micro_batches=3, rank=rank, world_size=2))
+        for rank in (0, 1)
+    ]
+    for step, (whole,) in enumerate(alone):
+        parts = [batch for rank in ranks for batch in rank[step]]
+        assert torch.equal(whole.positions, torch.cat([part.positions for part in parts]))
+        assert whole.image is not None
+        assert torch.equal(whole.image, torch.cat([p.image for p in parts if p.image is not None]))
+
+
+def test_reading_can_begin_anywhere(dataset: Path) -> None:
+    assert_same(read(plan(config(dataset)))[3:], read(plan(config(dataset), start=30, steps=2)))
+
+
+@pytest.mark.parametrize("budget", [1 << 30, 20_000, 1])
+def test_the_cache_changes_no_byte(dataset: Path, budget: int) -> None:
+    """Three epochs, so that most reads come from the cache; a small one holds a part."""
+    needs = Needs(image_size=32, crop=8, tokens=True, context_length=12)
+    cached = config(dataset, cache="ram", cache_bytes=budget)
+    assert_same(read(plan(config(dataset), needs, steps=10)), read(plan(cached, needs, steps=10)))
+
+
+def test_crops_follow_position_and_seed_and_lie_inside(dataset: Path) -> None:
+    data = config(dataset)
+    whole = SampleReader(data, Needs(image_size=32), 3).batch(np.arange(64)).image
+    crops = SampleReader(data, Needs(image_size=32, crop=8), 3).batch(np.arange(64)).image
+    assert whole is not None
+    assert crops is not None
+    corners = set()
+    for full, crop in zip(whole, crops, strict=True):
+        windows = full.unfold(1, 8, 1).unfold(2, 8, 1)  # [3, 25, 25, 8, 8]
+        hits = (windows == crop[:, None, None]).all(-1).all(-1).all(0).nonzero().tolist()
+        assert hits, "the crop is no part of the picture"
+        corners.add(tuple(hits[0]))
+    assert len(corners) > 16
+    shuffled = np.array([40, 7, 63])
+    again = SampleReader(data, Needs(image_size=32, crop=8), 3).batch(shuffled).image
+    assert again is not None
+    assert torch.equal(again, crops[shuffled])
+
+
+def test_several_datasets_follow_one_another(tmp_path: Path) -> None:
+    one = toy.write_dataset(tmp_path / "one", [3, 4], seed=1)
+    two = toy.write_dataset(tmp_path / "two", [5], seed=2)
+    shards = Shards(config(one, two))
+    assert [ref.root for ref in shards.refs] == [one, one, two]
+    rows = SampleReader(config(one, two), Needs(embeddings=True), 0).batch(np.arange(12))
+    assert rows.image_embedding is not None
+    want = np.concatenate([np.load(schema.img_emb_path(r.root, r.shard)) for r in shards.refs])
+    got = rows.image_embedding.numpy()
+    assert np.array_equal(np.sort(got, axis=0), np.sort(want.astype(np.float32), axis=0))
+
+
+@pytest.mark.parametrize("side", [16, 32, 64, 100])
+@pytest.mark.parametrize("shape", [(256, 256), (200, 312), (301, 180)])
+def test_scaled_decoding_agrees_with_pillow(side: int, shape: tuple[int, int]) -> None:
+    """Decode in full, cut the middle square, average down: nearly the same picture.
+
+    Of a picture that is not square the cut falls on whole pixels of the smaller decoded size, so
+    it may lie half such a pixel beside.
+    """
+    height, width = shape
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / 17 + k) + np.cos(y / 23 - k) for k in range(3)]
+    pixels = np.clip(128 + 60 * np.stack(waves, axis=-1), 0, 255).astype(np.uint8)
+    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=95)
+    ours = decode_square(jpeg, side, "x").astype(int)
+    whole = Image.open(io.BytesIO(jpeg))
+    square = min(shape)
+    left, top = (width - square) // 2, (height - square) // 2
+    cut = whole.crop((left, top, left + square, top + square))
+    theirs = np.asarray(cut.resize((side, side), Image.Resampling.BOX)).astype(int)
+    assert ours.shape == (side, side, 3)
+    assert np.abs(ours - theirs).mean() < (2 if height == width else 8)
+
+
+def test_damage_is_told_in_one_line(tmp_path: Path) -> None:
+    data = toy.write_dataset(tmp_path / "d", [4])
+    tar = schema.tar_path(data, 0)
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:2000])
+    with pytest.raises(UserError, match=r"00000\.tar: ends early"):
+        read(plan(config(data)))
+    tar.write_bytes(bytes(len(whole)))
+    with pytest.raises(UserError, match="not a readable JPEG"):
+        read(plan(config(data)))
+    schema.img_emb_path(data, 0).unlink()
+    with pytest.raises(UserError, match="unclip data embed"):
+        read(plan(config(data), Needs(embeddings=True)))
+
+
+def test_damage_in_a_worker_is_told_in_one_line(tmp_path: Path) -> None:
+    data = toy.write_dataset(tmp_path / "d", [4])
+    schema.tar_path(data, 0).unlink()
+    with pytest.raises(UserError, match=r"00000\.tar: No such file"):
+        read(plan(config(data)), workers=1)
+
+
+def test_nothing_to_read_is_an_error_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a DATASET"):
+        Shards(config(tmp_path))
+    with pytest.raises(NothingUsable):
+        Shards(config(toy.write_dataset(tmp_path / "d", [0, 0])))
+
+
+def test_leaving_early_ends_the_reading_thread(dataset: Path) -> None:
+    import threading
+
+    with Loader(plan(config(dataset), steps=1000), 0, 2) as loader:
+        next(iter(loader))
+    assert "loader" not in {thread.name for thread in threading.enumerate()}

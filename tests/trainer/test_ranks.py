@@ -1,0 +1,89 @@
+"""Several ranks: the curve of one process, slices that are the whole, resume across world sizes."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+
+from trainer.checkpoint.export import read_weights
+from trainer.checkpoint.read import resolve_checkpoint
+from trainer.loop import train
+from trainer.metrics import read_metrics
+
+RANKS = Path(__file__).with_name("ranks.py")
+STAGES = [0, 1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def folder(
+    dataset: Path,
+    torchrun: Callable[[int, Path, Sequence[object]], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Runs of one process and of two."""
+    toy.register()
+    folder = tmp_path_factory.mktemp("ranks")
+    train(toy.toy_config(dataset, folder / "alone"))
+    train(toy.toy_config(dataset, folder / "local_half" / "0", train={"samples": 48}))
+    for zero in STAGES[1:]:
+        shutil.copytree(folder / "local_half" / "0", folder / "local_half" / str(zero))
+    torchrun(2, RANKS, [dataset, folder])
+    return folder
+
+
+def curve(run: Path) -> list[tuple[float, float]]:
+    return [(line["loss"], line["grad_norm"]) for line in read_metrics(run)]
+
+
+def assert_close(run: Path, other: Path) -> None:
+    """The same losses, gradient norms and averaged weights, up to fp32 rounding."""
+    for ours, theirs in zip(curve(run), curve(other), strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-6)
+    weights = read_weights(other)
+    for name, value in read_weights(run).items():
+        assert (value - weights[name]).abs().max() < 2e-5, name
+
+
+@pytest.mark.parametrize("zero", STAGES)
+def test_two_ranks_give_the_curve_of_one_process(folder: Path, zero: int) -> None:
+    assert_close(folder / f"whole{zero}", folder / "alone")
+
+
+@pytest.mark.parametrize("zero", STAGES)
+def test_slices_of_all_ranks_tile_the_model(folder: Path, zero: int) -> None:
+    manifest = resolve_checkpoint(folder / f"whole{zero}").manifest
+    assert manifest.world_size == 2
+    assert all(record.is_covered() for record in manifest.tensors.values())
+    owned = [0, 0]
+    for record in manifest.tensors.values():
+        for part in record.ranges:
+            owned[part.rank] += part.length
+    assert abs(owned[0] - owned[1]) < 0.05 * sum(owned), "a rank holds far more than the other"
+
+
+@pytest.mark.parametrize("zero", STAGES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_slices_and_averages_are_those_of_a_full_gather(
+    folder: Path, zero: int, precision: str
+) -> None:
+    """Bit for bit: masters, both moments, and an average recomputed from gathered weights."""
+    report: Any = json.loads((folder / "report.json").read_text())[f"{zero} {precision}"]
+    assert report["difference"] == {"master": 0, "exp_avg": 0, "exp_avg_sq": 0, "ema": 0}
+    assert report["elements"] == 472
+
+
+@pytest.mark.parametrize("zero", STAGES)
+def test_from_one_process_to_two_ranks(folder: Path, zero: int) -> None:
+    assert_close(folder / "local_half" / str(zero), folder / "alone")
+
+
+@pytest.mark.parametrize("zero", STAGES)
+def test_from_two_ranks_to_one_process(folder: Path, dataset: Path, zero: int) -> None:
+    run = folder / f"half{zero}"
+    result = train(toy.toy_config(dataset, run))
+    assert (result.resumed_from, result.samples) == (48, 96)
+    assert_close(run, folder / "alone")

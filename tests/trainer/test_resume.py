@@ -1,0 +1,188 @@
+"""Interrupted = uninterrupted, bit for bit, on the same number of processes."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy
+
+from base.errors import Diverged, Stopped, UserError
+from trainer.checkpoint.manifest import LATEST
+from trainer.checkpoint.read import Checkpoint, SliceReader, resolve_checkpoint
+from trainer.loop import train
+from trainer.metrics import read_metrics
+from trainer.stages import STAGES
+
+TIMES = ("seconds", "samples_per_second", "waited")
+
+
+def without_times(run: Path) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in line.items() if key not in TIMES}
+        for line in read_metrics(run)
+    ]
+
+
+def progress(checkpoint: Checkpoint) -> dict[str, Any]:
+    state = checkpoint.state().to_json()
+    state["window"] = {k: v for k, v in state["window"].items() if k not in TIMES}
+    return {key: value for key, value in state.items() if key not in TIMES}
+
+
+def assert_equal_runs(run: Path, other: Path) -> None:
+    """Weights, both moments, averages, counters and metrics are the same bits."""
+    ours, theirs = resolve_checkpoint(run), resolve_checkpoint(other)
+    assert ours.manifest.kinds == theirs.manifest.kinds
+    assert set(ours.manifest.tensors) == set(theirs.manifest.tensors)
+    for kind in ours.manifest.kinds:
+        for name in ours.manifest.tensors:
+            one = SliceReader(ours).whole(kind, name)
+            assert torch.equal(one, SliceReader(theirs).whole(kind, name)), (kind, name)
+    assert progress(ours) == progress(theirs)
+    assert without_times(run) == without_times(other)
+
+
+ENGINES: list[dict[str, Any]] = [
+    {"engine": "local"},
+    {"engine": "local", "precision": "bf16"},
+    *({"engine": "deepspeed", "zero_stage": zero} for zero in range(4)),
+    {"engine": "deepspeed", "zero_stage": 2, "precision": "bf16"},
+]
+
+
+@pytest.mark.parametrize("how", ENGINES, ids=lambda how: "-".join(map(str, how.values())))
+def test_three_sessions_equal_one(
+    deepspeed_ready: None, dataset: Path, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    """Cut between lines of metrics and inside an epoch; pictures, crops and tokens included."""
+    sections = {"optim": {"schedule": "cosine"}, "train": how}
+    plain = {"pictures": True}
+    train(toy.toy_config(dataset, tmp_path / "whole", objective=plain, **sections))
+    stopping = {**plain, "stop_at": [20, 44]}
+    config = toy.toy_config(dataset, tmp_path / "parts", objective=stopping, **sections)
+    stopped_at = []
+    for _ in "ab":
+        with pytest.raises(Stopped, match="the same command goes on"):
+            train(config)
+        stopped_at.append(resolve_checkpoint(tmp_path / "parts").manifest.samples)
+    assert stopped_at == [36, 60]
+    assert train(config).resumed_from == 60
+    assert_equal_runs(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_finished_run_is_left_alone(dataset: Path, tmp_path: Path) -> None:
+    config = toy.toy_config(dataset, tmp_path / "run")
+    first = train(config)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    again = train(config)
+    assert (again.samples, again.steps, again.seconds) == (first.samples, 8, first.seconds)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_what_is_done_last_happens_whenever_a_run_is_found_complete(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished = []
+    stage = dataclasses.replace(
+        STAGES["toy"], finish=lambda run, config: finished.append((run, config.stage))
+    )
+    config = toy.toy_config(dataset, tmp_path / "run")
+    monkeypatch.setitem(STAGES, "toy", stage)
+    train(config)
+    train(config)
+    assert finished == [(tmp_path / "run", "toy")] * 2
+
+
+def test_metrics_after_the_checkpoint_are_cut(dataset: Path, tmp_path: Path) -> None:
+    """Killed after more lines than the checkpoint covers, in the middle of one."""
+    train(toy.toy_config(dataset, tmp_path / "whole"))
+    run = tmp_path / "run"
+    train(toy.toy_config(dataset, run, train={"samples": 48}))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"samples": 72, "loss": 9.0}) + '\n{"samples": 9')
+    train(toy.toy_config(dataset, run))
+    assert without_times(run) == without_times(tmp_path / "whole")
+
+
+def test_damage_is_named_and_the_checkpoint_before_is_taken(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(toy.toy_config(dataset, tmp_path / "whole"))
+    for damage in (flip, truncate, remove):
+        run = tmp_path / damage.__name__
+        shutil.copytree(tmp_path / "whole", run)
+        damage(run / "checkpoints/000000000096/slices/rank_00000.safetensors")
+        result = train(toy.toy_config(dataset, run))
+        assert result.resumed_from == 48
+        message = capsys.readouterr().err
+        assert "000000000096 is damaged and passed over" in message
+        assert "rank_00000.safetensors" in message
+        assert_equal_runs(run, tmp_path / "whole")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def test_no_whole_checkpoint_is_never_a_fresh_start(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = toy.toy_config(dataset, run)
+    train(config)
+    for manifest in run.glob("checkpoints/*/manifest.json"):
+        flip(manifest.with_name("trainer.json"))
+    with pytest.raises(UserError, match="no whole checkpoint is left"):
+        train(config)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="missing, though"):
+        train(config)
+    (run / LATEST).unlink()
+    assert train(config).resumed_from is None
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "name"),
+    [
+        ("model", {"width": 25}, "model"),
+        ("seed", 4, "seed"),
+        ("data", {"shuffle_block": 3}, "data"),
+    ],
+)
+def test_another_run_is_refused(
+    dataset: Path, tmp_path: Path, section: str, value: Any, name: str
+) -> None:
+    train(toy.toy_config(dataset, tmp_path / "run", train={"samples": 24}))
+    with pytest.raises(UserError, match=f"^{name}: differs from the run"):
+        train(toy.toy_config(dataset, tmp_path / "run", **{section: value}))
+
+
+def test_another_data_set_is_refused(dataset: Path, tmp_path: Path) -> None:
+    train(toy.toy_config(dataset, tmp_path / "run", train={"samples": 24}))
+    other = toy.write_dataset(tmp_path / "other", [32], seed=9)
+    with pytest.raises(UserError, match=r"^data: differs"):
+        train(toy.toy_config(other, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("engine", ["local", "deepspeed"])
+def test_divergence_ends_the_run_and_leaves_the_last_checkpoint(
+    deepspeed_ready: None, dataset: Path, tmp_path: Path, engine: str
+) -> None:
+    how = {"samples": 960, "engine": engine}
+    config = toy.toy_config(dataset, tmp_path / "run", objective={"poison_from": 50}, train=how)
+    with pytest.raises(Diverged, match="20 steps in a row"):
+        train(config)
+    assert Diverged.exit_code == 4
+    assert resolve_checkpoint(tmp_path / "run").manifest.samples <= 50 + 20 * 12
