@@ -68,6 +68,21 @@ def test_workers_do_not_change_a_bit(dataset: Path, tmp_path: Path) -> None:
     assert run(dataset, tmp_path / "two", objective=pictures, train={"workers": 2}) == expected
 
 
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_an_odd_number_of_parameters(
+    deepspeed_ready: None, dataset: Path, tmp_path: Path, zero: int
+) -> None:
+    """DeepSpeed 0.19 refuses a bucket of odd size."""
+    odd = {"width": 25}
+    elements = sum(p.numel() for p in toy.ToyModel(toy.ToyModelConfig(**odd)).parameters())
+    assert elements % 2 == 1
+    expected = run(dataset, tmp_path / "local", model=odd)
+    how = {"engine": "deepspeed", "zero_stage": zero}
+    found = run(dataset, tmp_path / "deepspeed", model=odd, train=how)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-6)
+
+
 def test_local_engine_is_plain_adamw_with_clipping() -> None:
     """Against torch's own optimizer, clipping and one big batch, step by step."""
     torch.manual_seed(0)

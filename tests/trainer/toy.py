@@ -166,7 +166,9 @@ def write_toy_config(path: Path, dataset: Path, out: Path, **sections: Any) -> P
     return path
 
 
-def write_dataset(root: Path, sizes: Sequence[int], side: int = 32, seed: int = 0) -> Path:
+def write_dataset(
+    root: Path, sizes: Sequence[int], side: int = 32, seed: int = 0, dim: int = DIM
+) -> Path:
     """A DATASET of random blots with captions and random unit embeddings.
 
     A size of 0 makes a shard of which nothing was kept.
@@ -176,7 +178,7 @@ def write_dataset(root: Path, sizes: Sequence[int], side: int = 32, seed: int = 
         (root / folder).mkdir(parents=True)
     for shard, size in enumerate(sizes):
         if size:
-            _write_shard(root, shard, size, side, random)
+            _write_shard(root, shard, size, side, dim, random)
     names = {f"{schema.shard_name(n)}.tar": size for n, size in enumerate(sizes) if size}
     (root / schema.SIZES_FILE).write_text(json.dumps(names))
     info = schema.DatasetInfo(
@@ -187,13 +189,15 @@ def write_dataset(root: Path, sizes: Sequence[int], side: int = 32, seed: int = 
         shards=len(sizes),
         image_size=side,
         plan_fingerprint=f"toy-{seed}-{list(sizes)}",
-        clip=schema.ClipInfo("toy", "random:0", "0" * 64, "0" * 64, DIM),
+        clip=schema.ClipInfo("toy", "random:0", "0" * 64, "0" * 64, dim),
     )
     (root / schema.DATASET_FILE).write_text(json.dumps(info.to_json()))
     return root
 
 
-def _write_shard(root: Path, shard: int, size: int, side: int, random: np.random.Generator) -> None:
+def _write_shard(
+    root: Path, shard: int, size: int, side: int, dim: int, random: np.random.Generator
+) -> None:
     rows: list[dict[str, Any]] = []
     with tarfile.open(schema.tar_path(root, shard), "w", format=tarfile.USTAR_FORMAT) as tar:
         for row in range(size):
@@ -218,7 +222,7 @@ def _write_shard(root: Path, shard: int, size: int, side: int, random: np.random
     table = pa.Table.from_pylist(rows, schema=schema.METADATA_SCHEMA)
     pq.write_table(table, schema.metadata_path(root, shard))
     for path in (schema.img_emb_path(root, shard), schema.text_emb_path(root, shard)):
-        array = random.standard_normal((size, DIM)).astype(np.float32)
+        array = random.standard_normal((size, dim)).astype(np.float32)
         array /= np.linalg.norm(array, axis=1, keepdims=True)
         np.save(path, array.astype(np.float16))
 

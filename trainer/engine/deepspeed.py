@@ -163,7 +163,7 @@ def _deepspeed_config(
     module: nn.Module, optim: OptimConfig, setup: Setup, micro_batches: int, world_size: int
 ) -> dict[str, Any]:
     elements = sum(parameter.numel() for parameter in module.parameters())
-    bucket = min(elements, _LARGEST_BUCKET)
+    bucket = min(elements + elements % 2, _LARGEST_BUCKET)  # DeepSpeed refuses odd ones
     # Without ZeRO and in fp32 our optimizer clips; DeepSpeed's default would clip at 1.0 before it.
     clips = setup.zero_stage > 0 or setup.precision == "bf16"
     config: dict[str, Any] = {

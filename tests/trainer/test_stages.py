@@ -1,0 +1,74 @@
+"""Every real stage, at micro size: one curve on one process and two, whatever the engine."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import stages
+import toy
+from stages import STAGES, stage_config
+
+from trainer.checkpoint.export import read_weights
+from trainer.loop import train
+from trainer.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.write_dataset(tmp_path_factory.mktemp("stages") / "data", [20, 23], 64, dim=16)
+
+
+@pytest.fixture(scope="module")
+def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of each stage on one process; FOLDER/clip is what prior and decoder read."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in STAGES:
+        train(stage_config(name, data, folder, name))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(data: Path, folder: Path, torchrun: Callable[[int, Path, Sequence[object]], str]) -> Path:
+    torchrun(2, Path(stages.__file__), [data, folder])
+    return folder
+
+
+def assert_same_curve(run: Path, other: Path) -> None:
+    ours, theirs = read_metrics(run), read_metrics(other)
+    assert len(ours) == len(theirs) == 4
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=2e-4)
+    weights = read_weights(other)
+    for name, value in read_weights(run).items():
+        assert (value - weights[name]).abs().max() < 1e-3, name
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("zero", [1, 3])
+def test_two_ranks_give_the_curve_of_one(ranks: Path, name: str, zero: int) -> None:
+    assert_same_curve(ranks / f"{name}-ranks-{zero}", ranks / name)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_micro_batches_do_not_matter(data: Path, folder: Path, name: str) -> None:
+    train(stage_config(name, data, folder, f"{name}-whole", "train.micro_batch=16"))
+    assert_same_curve(folder / f"{name}-whole", folder / name)
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("zero", [0, 2])
+def test_deepspeed_alone_gives_the_same(
+    deepspeed_ready: None, data: Path, folder: Path, name: str, zero: int
+) -> None:
+    more = ["train.engine=deepspeed", f"train.zero_stage={zero}"]
+    train(stage_config(name, data, folder, f"{name}-alone-{zero}", *more))
+    assert_same_curve(folder / f"{name}-alone-{zero}", folder / name)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_bf16_follows_fp32_roughly(data: Path, folder: Path, name: str) -> None:
+    train(stage_config(name, data, folder, f"{name}-bf16", "train.precision=bf16"))
+    for a, b in zip(
+        read_metrics(folder / f"{name}-bf16"), read_metrics(folder / name), strict=True
+    ):
+        assert a["loss"] == pytest.approx(b["loss"], rel=0.05)
