@@ -1,4 +1,4 @@
-"""The trainer's commands: train, checkpoint. What needs torch is imported when it is used."""
+"""The trainer's commands: train, checkpoint, generate. torch is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import typer
 
 from base.command import emit_json
 from base.errors import UserError
+from trainer.sampling.cli import app as generate_app
 
 app = typer.Typer(
     name="trainer",
-    help="Train the stages of DALL·E 2 and look after their checkpoints.",
+    help="Train the stages of DALL·E 2, look after their checkpoints, make pictures.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -21,6 +22,7 @@ checkpoint_app = typer.Typer(
     help="List, show, verify and export the checkpoints of a RUN.", no_args_is_help=True
 )
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(generate_app, name="generate")
 
 Run = Annotated[Path, typer.Argument(help="The RUN folder: `out` of the config.")]
 At = Annotated[
