@@ -106,7 +106,8 @@ class ToyObjective:
         if batch.image is not None and batch.tokens is not None:
             x = x + batch.image.float().mean((1, 2, 3))[:, None] / 255
             x = x + batch.tokens.float().mean(1)[:, None] / 49408
-        time.sleep(self.config.delay)
+        if self.config.delay:
+            time.sleep(self.config.delay)
         if set(batch.positions.tolist()) & set(self.config.stop_at):
             signal.raise_signal(signal.SIGTERM)
         loss = (model(x) - batch.image_embedding).square().mean(1)
