@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,8 @@ _SETTINGS = {
     "RAY_enable_open_telemetry": "0",
 }
 _POLL_SECONDS = 0.5
+_CONNECT_SECONDS = 5.0
+_START_ATTEMPTS = 3
 _pools: dict[str, list[Any]] = {}  # actors kept for the life of this process's cluster
 
 R = TypeVar("R")
@@ -53,9 +56,11 @@ def cluster(address: str | None = None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    if address:
+        _require_reachable(address)
     folder = None if address else _session_folder()
     try:
-        _init(ray, address, folder)
+        _start(ray, address, folder)
         yield ray
     finally:
         _pools.clear()
@@ -65,23 +70,34 @@ def cluster(address: str | None = None) -> Iterator[Any]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _init(ray: Any, address: str | None, folder: str | None) -> None:
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+def _require_reachable(address: str) -> None:
+    """Ray waits for minutes where nobody listens; a socket knows at once."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # such as `auto`: Ray looks around by itself, and quickly
     try:
-        if address:
-            ray.init(address=address, ignore_reinit_error=True, **quiet)
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"{address}: no Ray cluster answers there ({error})") from error
+
+
+def _start(ray: Any, address: str | None, folder: str | None) -> None:
+    """Connects or starts; an embedded Ray whose start times out on a busy machine starts again."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        options["address"] = address
+    else:
+        options |= {"address": "local", "num_cpus": cores(), "include_dashboard": False}
+        options |= {"object_store_memory": _OBJECT_STORE, "_temp_dir": folder}
+    for attempt in range(1, _START_ATTEMPTS + 1):
+        try:
+            ray.init(**options)
             return
-        ray.init(
-            address="local",
-            num_cpus=cores(),
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE,
-            _temp_dir=folder,
-            **quiet,
-        )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        where = address or "embedded Ray"
-        raise UserError(f"{where}: Ray did not start ({' '.join(str(error).split())})") from error
+        except Exception as error:  # Ray raises bare Exception when its start times out
+            ray.shutdown()
+            if address or attempt == _START_ATTEMPTS:
+                where, why = address or "embedded Ray", " ".join(str(error).split())
+                raise UserError(f"{where}: Ray did not start ({why})") from error
 
 
 def _session_folder() -> str:

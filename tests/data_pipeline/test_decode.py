@@ -181,12 +181,12 @@ def test_damaged_bytes_end_as_a_picture_or_a_reason(data: st.DataObject) -> None
     broken = bytearray(saved(smooth(33, 21), kind))
     for _ in range(data.draw(st.integers(1, 8))):
         broken[data.draw(st.integers(0, len(broken) - 1))] = data.draw(st.integers(0, 255))
+    reason, channels = "", 0
     try:
-        picture = whole(bytes(broken))
+        channels = whole(bytes(broken)).pixels.shape[2]
     except Rejection as why:
-        assert why.reason in REASONS
-    else:
-        assert picture.pixels.shape[2] == 3
+        reason = why.reason
+    assert reason in REASONS or channels == 3
 
 
 @given(st.binary(max_size=200))

@@ -28,9 +28,7 @@ Tree = Callable[[Path], dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def photos(
-    tmp_path_factory: pytest.TempPathFactory, shared_data: Path, ray_cluster: None
-) -> Path:
+def photos(tmp_path_factory: pytest.TempPathFactory, shared_data: Path, ray_cluster: None) -> Path:
     """The photographs with embeddings, three shards."""
     out = tmp_path_factory.mktemp("photos") / "dataset"
     prepare([shared_data / "photos"], out, "random:1", SMALL)
@@ -132,7 +130,9 @@ def test_clips_are_not_mixed_but_stand_side_by_side(photos: Path, tmp_path: Path
         embed(out, "random:2", "../up")
 
 
-def test_lost_files_are_made_again(photos: Path, shared_data: Path, tmp_path: Path, tree: Tree) -> None:
+def test_lost_files_are_made_again(
+    photos: Path, shared_data: Path, tmp_path: Path, tree: Tree
+) -> None:
     out = tmp_path / "dataset"
     shutil.copytree(photos, out)
     (out / "shards" / "00001.tar").unlink()
@@ -214,7 +214,7 @@ def test_nothing_usable_leaves_no_finished_dataset(
     folder = pairs_folder(tmp_path / "in", 2)
     for path in folder.glob("*.jpg"):
         path.write_bytes(b"")
-    with pytest.raises(NothingUsable, match="none of the 2 rows.*empty_image 2"):
+    with pytest.raises(NothingUsable, match=r"none of the 2 rows.*empty_image 2"):
         prepare([folder], tmp_path / "out", "none", SMALL)
     with pytest.raises(UserError, match="not finished"):
         read_dataset(tmp_path / "out")

@@ -64,7 +64,9 @@ def test_pairs_are_sorted_by_the_bytes_of_their_paths(tmp_path: Path) -> None:
 
 
 def test_lines_of_a_text_are_captions_and_a_json_travels_along(tmp_path: Path) -> None:
-    sidecar = json.dumps({"scene": {"n": 1}, "score": 0.5, "captions": ["three"], "url": "http://u"})
+    sidecar = json.dumps(
+        {"scene": {"n": 1}, "score": 0.5, "captions": ["three"], "url": "http://u"}
+    )
     folder = fill(
         tmp_path / "in",
         {"a.jpg": "A", "a.txt": "\ufeffone\r\n\n two \none\n", "a.json": sidecar},
@@ -126,8 +128,12 @@ def test_tables_hold_paths_or_bytes(tmp_path: Path) -> None:
     table = pa.table(
         {
             "key": ["k0", "k1", "k2", "k3"],
-            "image": [{"bytes": b"X", "path": None}, {"bytes": None, "path": "pictures/a.jpg"}]
-            + [{"bytes": None, "path": None}, {"bytes": None, "path": "none.jpg"}],
+            "image": [
+                {"bytes": b"X", "path": None},
+                {"bytes": None, "path": "pictures/a.jpg"},
+                {"bytes": None, "path": None},
+                {"bytes": None, "path": "none.jpg"},
+            ],
             "TEXT": ["x", "a", "b", "c"],
             "json": ['{"scene": 1}', None, None, "{"],
             "score": [0.5, None, 1.0, 2.0],
@@ -183,7 +189,9 @@ def test_a_tar_cut_anywhere_keeps_what_is_whole(
     tmp_path_factory: pytest.TempPathFactory, share: float
 ) -> None:
     tmp_path = tmp_path_factory.mktemp("cut")
-    members = [(f"{i}.{suffix}", bytes([65 + i]) * 700) for i in range(6) for suffix in ("jpg", "txt")]
+    members = [
+        (f"{i}.{suffix}", bytes([65 + i]) * 700) for i in range(6) for suffix in ("jpg", "txt")
+    ]
     path = write_tar(tmp_path / "a.tar", members)
     data = path.read_bytes()[: 12 * 1536]
     path.write_bytes(data[: int(len(data) * share)])
@@ -258,7 +266,11 @@ def test_fingerprints_follow_content_not_place(
         (lambda p: fill(p, {"a.csv": ""}) / "a.csv", UserError, "is empty"),
         (lambda p: fill(p, {"a.csv": "file,n\nx,1\n"}) / "a.csv", UserError, "no caption column"),
         (lambda p: fill(p, {"a.csv": "url,text\nu,t\n"}) / "a.csv", UserError, "addresses"),
-        (lambda p: fill(p, {"a.csv": "n,text\nu,t\n"}) / "a.csv", UserError, "no column with a path"),
+        (
+            lambda p: fill(p, {"a.csv": "n,text\nu,t\n"}) / "a.csv",
+            UserError,
+            "no column with a path",
+        ),
         (lambda p: fill(p, {"a.xyz": "?"}) / "a.xyz", UserError, "expected a folder"),
     ],
 )

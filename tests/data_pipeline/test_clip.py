@@ -1,0 +1,204 @@
+"""CLIPs by name, loaded safely; rows are what open_clip itself gives for the stored pictures."""
+
+import io
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import torch
+import webdataset
+from PIL import Image
+from safetensors.torch import save_file
+
+from base.errors import UserError
+from data_pipeline.clip import load_clip
+from data_pipeline.clip_spec import find_clip
+from data_pipeline.config import PrepareConfig
+from data_pipeline.embed import cosine, embed, is_embedded
+from data_pipeline.pipeline import prepare
+from data_pipeline.schema.dataset import read_dataset
+
+TINY = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 48, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "width": 32, "heads": 2, "layers": 1},
+}
+PREPROCESS = {
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.3, 0.4],
+    "interpolation": "bilinear",
+    "resize_mode": "shortest",
+    "size": [48, 48],
+    "mode": "RGB",
+    "fill_color": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return open_clip.CLIP(**TINY).eval()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, model: torch.nn.Module) -> Path:
+    """A RUN as a finished clip stage leaves it."""
+    folder = tmp_path_factory.mktemp("run")
+    export = folder / "exports" / "open_clip"
+    export.mkdir(parents=True)
+    save_file(model.state_dict(), export / "open_clip_model.safetensors")
+    config = {"model_cfg": TINY, "preprocess_cfg": PREPROCESS}
+    (export / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(
+    tmp_path_factory: pytest.TempPathFactory,
+    run: Path,
+    ray_cluster: None,
+    pairs_folder: Callable[[Path, int], Path],
+) -> Path:
+    folder = pairs_folder(tmp_path_factory.mktemp("in"), 9)
+    out = tmp_path_factory.mktemp("out") / "dataset"
+    prepare([folder], out, str(run), PrepareConfig(image_size=64, samples_per_shard=5))
+    return out
+
+
+def test_rows_are_those_of_open_clip_on_the_stored_pictures(dataset: Path, run: Path) -> None:
+    name = f"local-dir:{run / 'exports' / 'open_clip'}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    tokenizer = open_clip.get_tokenizer(name)
+    tars = sorted(str(path) for path in (dataset / "shards").glob("*.tar"))
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False))
+    pictures = torch.stack(
+        [preprocess(Image.open(io.BytesIO(sample["jpg"]))) for sample in samples]
+    )
+    captions = tokenizer([sample["txt"].decode() for sample in samples])
+    with torch.no_grad():
+        image = model.eval().encode_image(pictures).float()
+        text = model.encode_text(captions).float()
+    table = pq.read_table(dataset / "metadata")
+    for kind, features in (("img", image), ("text", text)):
+        stored = np.concatenate(
+            [np.load(path) for path in sorted((dataset / f"{kind}_emb").glob("*.npy"))]
+        )
+        assert stored.dtype == np.float16
+        norms = features.norm(dim=1)
+        expected = (features / norms[:, None]).numpy()
+        assert np.abs(stored.astype(np.float32) - expected).max() < 1e-3
+        assert np.allclose(table[f"{kind}_norm"].to_numpy(), norms.numpy(), rtol=1e-4)
+    similarity = torch.nn.functional.cosine_similarity(image, text).numpy()
+    assert np.abs(table["similarity"].to_numpy() - similarity).max() < 1e-3
+
+
+def test_the_record_names_weights_and_preprocessing(dataset: Path, run: Path) -> None:
+    info = read_dataset(dataset).clip
+    assert info is not None
+    assert info.dim == 24
+    assert info.model.startswith("custom-")
+    assert info.pretrained == "open_clip_model.safetensors"
+    assert info == load_clip(str(run)).info == load_clip(str(run / "exports" / "open_clip")).info
+    spec = find_clip(str(run))
+    assert is_embedded(dataset, read_dataset(dataset), spec)
+    assert not is_embedded(dataset, read_dataset(dataset), find_clip("random:0"))
+
+
+def test_random_weights_follow_their_seed() -> None:
+    first, again, other = (load_clip(f"random:{seed}") for seed in (3, 3, 4))
+    assert first.info == again.info
+    assert first.info.weights_sha256 != other.info.weights_sha256
+    assert (first.info.model, first.info.pretrained) == ("random", "random:3")
+
+
+@pytest.fixture
+def named_model(tmp_path: Path) -> Iterator[str]:
+    """A model that open_clip knows by name."""
+    (tmp_path / "tiny-for-tests.json").write_text(json.dumps(TINY))
+    open_clip.add_model_config(tmp_path / "tiny-for-tests.json")
+    yield "tiny-for-tests"
+    open_clip.factory._MODEL_CONFIGS.pop("tiny-for-tests")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_named_model_takes_local_weights(
+    named_model: str, model: torch.nn.Module, tmp_path: Path, suffix: str
+) -> None:
+    weights = tmp_path / f"w.{suffix}"
+    if suffix == "pt":
+        torch.save({"state_dict": model.state_dict()}, weights)
+    else:
+        save_file(model.state_dict(), weights)
+    clip = load_clip(f"{named_model}:{weights}")
+    assert (clip.info.model, clip.info.pretrained) == (named_model, weights.name)
+    tokens = open_clip.get_tokenizer(named_model)(["a red circle"])
+    assert torch.allclose(clip.texts(["a red circle"]), model.encode_text(tokens), atol=1e-5)
+
+
+class _Harmful:
+    """Unpickling this would make a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return (Path.touch, (self.target,))
+
+
+def test_weights_never_run_code(named_model: str, tmp_path: Path) -> None:
+    weights, trace = tmp_path / "w.pt", tmp_path / "was-run"
+    weights.write_bytes(pickle.dumps({"state_dict": _Harmful(trace)}))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_clip(f"{named_model}:{weights}")
+    torch.save({"state_dict": _Harmful(trace)}, weights)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_clip(f"{named_model}:{weights}")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("random:x", "random:SEED"),
+        ("nowhere", "which is no folder; expected none, random:SEED"),
+        ("ViT-B-32:", "expected none"),
+        ("{empty}", "holds neither"),
+    ],
+)
+def test_unclear_names_say_what_is_known(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=message):
+        find_clip(text.format(empty=tmp_path / "empty"))
+
+
+def test_unknown_models_and_tags_are_refused() -> None:
+    with pytest.raises(UserError, match="open_clip has no model 'no-such'"):
+        load_clip("no-such:weights.pt")
+    with pytest.raises(UserError, match="knows no such tag of ViT-B-32"):
+        load_clip("ViT-B-32:no-such-tag")
+
+
+def test_a_bad_name_is_refused_before_any_work(
+    tmp_path: Path, pairs_folder: Callable[[Path, int], Path]
+) -> None:
+    folder = pairs_folder(tmp_path / "in", 1)
+    with pytest.raises(UserError, match="random:SEED"):
+        prepare([folder], tmp_path / "out", "random:one")
+    assert not (tmp_path / "out").exists()
+
+
+def test_none_is_nothing_to_embed_with(dataset: Path) -> None:
+    with pytest.raises(UserError, match="expected a CLIP"):
+        embed(dataset, "none")
+
+
+def test_cosine_is_of_the_stored_rows() -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float16)
+    assert np.allclose(cosine(rows, rows), 1)
+    assert np.allclose(cosine(rows, -rows), -1)

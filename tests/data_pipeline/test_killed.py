@@ -1,0 +1,168 @@
+"""Whatever is killed at whatever moment, the next run ends with the bytes of one never killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.scenes import write_scenes
+from data_pipeline.verify import verify
+
+ROWS, PER_SHARD = 900, 30
+Tree = Callable[[Path], dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus") / "scenes"
+    write_scenes(folder, ROWS, 5, "webdataset", "train", 256, workers=1)
+    return folder
+
+
+def command(corpus: Path, out: Path) -> list[str]:
+    options = ["--set", f"samples_per_shard={PER_SHARD}", "--clip", "random:4", "--json"]
+    return [
+        sys.executable,
+        "-m",
+        "data_pipeline",
+        "prepare",
+        str(corpus),
+        "--out",
+        str(out),
+        *options,
+    ]
+
+
+def finish(corpus: Path, out: Path) -> dict[str, object]:
+    done = subprocess.run(command(corpus, out), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, object] = json.loads(done.stdout)
+    return result
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "dataset"
+    assert finish(corpus, out)["kept"] == ROWS
+    return out
+
+
+@contextmanager
+def running(corpus: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        command(corpus, out),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Until the condition holds; fails when the process ends before."""
+    deadline = time.monotonic() + 240
+    while not condition():
+        if process.poll() is not None:
+            pytest.fail(f"ended too early: {process.communicate()[1]}")
+        if time.monotonic() > deadline:
+            pytest.fail("it does not get there")
+        time.sleep(0.005)
+
+
+def commits(out: Path, stage: str) -> int:
+    texts = [path.read_text() for path in (out / "commits").glob("?????.json")]
+    return sum(json.loads(text)["stage"] == stage for text in texts)
+
+
+def workers(driver: int, title: bytes) -> list[int]:
+    """Ray workers of the driver's own cluster whose title holds `title`."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if (
+                folder.name.isdecimal()
+                and title in (folder / "cmdline").read_bytes()
+                and f"/ucray-{driver}-".encode() in (folder / "environ").read_bytes()
+            ):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize(("stage", "count"), [("pixels", 3), ("embedded", 2)])
+def test_a_killed_driver_leaves_nothing_wrong(
+    corpus: Path, undisturbed: Path, tmp_path: Path, tree: Tree, stage: str, count: int
+) -> None:
+    out = tmp_path / "dataset"
+    with running(corpus, out) as process:
+        wait_until(lambda: commits(out, stage) >= count, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (out / "dataset.json").exists()
+    before = {p.name: p.stat().st_mtime_ns for p in (out / "shards").glob("*.tar")}
+    finish(corpus, out)
+    assert tree(out) == tree(undisturbed)
+    assert not (out / ".work").exists()
+    after = {p.name: p.stat().st_mtime_ns for p in (out / "shards").glob("*.tar")}
+    kept = [name for name in before if after[name] == before[name]]
+    assert len(kept) >= len(before) - 1  # all but one that was renamed and not yet committed
+    assert verify(out).problems == ()
+
+
+def test_killed_workers_are_replaced(
+    corpus: Path, undisturbed: Path, tmp_path: Path, tree: Tree
+) -> None:
+    out = tmp_path / "dataset"
+    with running(corpus, out) as process:
+        wait_until(lambda: bool(workers(process.pid, b"ray::_shard_task")), process)
+        for worker in workers(process.pid, b"ray::_shard_task"):
+            os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: bool(workers(process.pid, b"ray::Embedder.embed")), process)
+        for worker in workers(process.pid, b"ray::Embedder.embed")[:1]:
+            os.kill(worker, signal.SIGKILL)
+        stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout)["kept"] == ROWS
+    assert tree(out) == tree(undisturbed)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_it_stops_when_asked_and_goes_on(
+    corpus: Path, undisturbed: Path, tmp_path: Path, tree: Tree, number: signal.Signals, code: int
+) -> None:
+    out = tmp_path / "dataset"
+    with running(corpus, out) as process:
+        wait_until(lambda: commits(out, "pixels") >= 2, process)
+        os.kill(process.pid, number)
+        stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == code, stderr
+    assert "Traceback" not in stderr
+    assert "run the same command again" in stderr
+    assert not (out / ".work").exists()
+    assert not list(Path("/tmp").glob(f"ucray-{process.pid}-*"))
+    finish(corpus, out)
+    assert tree(out) == tree(undisturbed)
+
+
+def test_a_second_process_is_refused(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dataset"
+    with running(corpus, out) as process:
+        wait_until(lambda: commits(out, "pixels") >= 1, process)
+        second = subprocess.run(command(corpus, out), capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert f"pid {process.pid}" in second.stderr
+    assert second.stderr.count("\n") == 1

@@ -1,0 +1,146 @@
+"""`verify` finds every kind of damage, wherever it is."""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from base.errors import UserError
+from data_pipeline.config import PrepareConfig
+from data_pipeline.embed import embed
+from data_pipeline.pipeline import prepare
+from data_pipeline.shards import write_embeddings
+from data_pipeline.verify import require_whole, verify
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory,
+    ray_cluster: None,
+    pairs_folder: Callable[[Path, int], Path],
+) -> Path:
+    folder = pairs_folder(tmp_path_factory.mktemp("in"), 11)
+    (folder / "00003.jpg").write_bytes(b"broken")
+    out = tmp_path_factory.mktemp("out") / "dataset"
+    prepare([folder], out, "random:0", PrepareConfig(image_size=32, samples_per_shard=6))
+    embed(out, "random:1", "second")
+    return out
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "dataset"))
+
+
+def problems(dataset: Path) -> list[str]:
+    """What verify says, whether it reports or refuses."""
+    try:
+        return list(verify(dataset).problems)
+    except UserError as error:
+        return [str(error)]
+
+
+def test_a_whole_dataset_has_no_problems(whole: Path) -> None:
+    report = verify(whole)
+    assert report.problems == ()
+    assert (report.shards, report.samples, report.embeddings) == (2, 10, ("", "second"))
+    require_whole(report)
+
+
+def test_a_flipped_bit_is_found_in_every_file(copy: Path) -> None:
+    generator = random.Random(0)
+    files = sorted(path for path in copy.rglob("*") if path.is_file())
+    assert len(files) == 23
+    for path in files:
+        original = path.read_bytes()
+        for _ in range(6):
+            damaged = bytearray(original)
+            damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
+            path.write_bytes(damaged)
+            assert problems(copy), f"{path} was changed and nobody saw"
+        path.write_bytes(original)
+    assert problems(copy) == []
+
+
+def test_every_missing_file_is_found(copy: Path) -> None:
+    for path in sorted(path for path in copy.rglob("*") if path.is_file()):
+        moved = copy.parent / "moved"
+        os.replace(path, moved)
+        assert problems(copy), f"{path} was removed and nobody saw"
+        os.replace(moved, path)
+    assert problems(copy) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["img_emb/notes.txt", "shards/00007.tar", "stray.bin", "embeddings/second/x", ".work/x"]
+)
+def test_what_does_not_belong_is_found(copy: Path, name: str) -> None:
+    (copy / name).parent.mkdir(exist_ok=True)
+    (copy / name).write_bytes(b"x")
+    assert any("does not belong" in problem for problem in problems(copy))
+
+
+def recommit(copy: Path, name: str) -> None:
+    """Makes the commit agree with a changed file, as a clever hand would."""
+    import hashlib
+
+    data = (copy / name).read_bytes()
+    path = copy / "commits" / "00000.json"
+    commit = json.loads(path.read_text())
+    commit["files"][name] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    path.write_text(json.dumps(commit, indent=2, ensure_ascii=False) + "\n")
+
+
+def test_embeddings_of_another_order_are_found_though_their_hash_is_right(copy: Path) -> None:
+    name = "img_emb/img_emb_00000.npy"
+    rows = np.load(copy / name)
+    (copy / name).unlink()
+    write_embeddings(copy / name, rows[::-1])
+    recommit(copy, name)
+    assert problems(copy) == [
+        "metadata/metadata_00000.parquet: similarity is not the cosine of the stored rows"
+    ]
+
+
+def test_rows_that_are_not_normalised_are_found(copy: Path) -> None:
+    name = "text_emb/text_emb_00000.npy"
+    rows = np.load(copy / name)
+    (copy / name).unlink()
+    write_embeddings(copy / name, (rows * 1.01).astype(np.float16))
+    recommit(copy, name)
+    assert "norm is off" in problems(copy)[0]
+
+
+def test_metadata_that_disagrees_with_the_tar_is_found(copy: Path) -> None:
+    name = "metadata/metadata_00000.parquet"
+    table = pq.read_table(copy / name)
+    captions = table["caption"].to_pylist()
+    swapped = table.set_column(
+        4, table.schema.field(4), [[captions[1], captions[0], *captions[2:]]]
+    )
+    pq.write_table(swapped, copy / name)
+    recommit(copy, name)
+    assert any("caption of .txt, metadata" in problem for problem in problems(copy))
+
+
+def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a DATASET"):
+        verify(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"version": 2}')
+    with pytest.raises(UserError, match="version: got 2, expected 1"):
+        verify(tmp_path)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        verify(tmp_path)
+
+
+def test_require_whole_names_the_first_problem(copy: Path) -> None:
+    (copy / "shards" / "00000.tar").unlink()
+    with pytest.raises(UserError, match=r"shards/00000.tar: is missing"):
+        require_whole(verify(copy))
