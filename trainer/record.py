@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +25,15 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 
 _FIXED = ("stage", "model", "seed", "data")  # another value would be another run
-_PACKAGES = ("torch", "deepspeed", "open_clip_torch", "numpy", "safetensors", "simplejpeg")
+_PACKAGES = (
+    "unclip",
+    "torch",
+    "deepspeed",
+    "open_clip_torch",
+    "numpy",
+    "safetensors",
+    "simplejpeg",
+)
 
 
 def run_facts(config: AnyTrainConfig, datasets: Sequence[DatasetInfo]) -> dict[str, Any]:
@@ -35,7 +44,7 @@ def run_facts(config: AnyTrainConfig, datasets: Sequence[DatasetInfo]) -> dict[s
         "stage": config.stage,
         "model": fingerprint(config.model),
         "seed": config.seed,
-        "data": fingerprint([[info.plan_fingerprint for info in datasets], clips, order]),
+        "data": fingerprint([[info.plan_fingerprint for info in datasets], order]),
         "clips": clips,
         "config": fingerprint(config),
     }
@@ -47,12 +56,16 @@ def require_same_run(facts: Mapping[str, Any], earlier: Mapping[str, Any], out: 
     Raises:
         UserError: names the first section that differs.
     """
-    for name in _FIXED:
-        if facts[name] != earlier.get(name):
-            raise UserError(
-                f"{name}: differs from the run that was begun in {out}; "
-                "go back to its config.yaml, or choose another `out`"
-            )
+    differing = [name for name in _FIXED if facts[name] != earlier.get(name)]
+    # A DATASET that had no embeddings yet may have been given some since.
+    embedded = zip(earlier.get("clips", ()), facts["clips"], strict=False)
+    if any(before not in (None, now) for before, now in embedded):
+        differing.append("data")
+    if differing:
+        raise UserError(
+            f"{differing[0]}: differs from the run that was begun in {out}; "
+            "go back to its config.yaml, or choose another `out`"
+        )
 
 
 def write_record(config: AnyTrainConfig, engine: Engine) -> None:
@@ -62,6 +75,7 @@ def write_record(config: AnyTrainConfig, engine: Engine) -> None:
         config.out / ENVIRONMENT,
         {
             "command": sys.argv,
+            "commit": _commit(),
             "python": platform.python_version(),
             "packages": {name: _version(name) for name in _PACKAGES},
             "host": socket.gethostname(),
@@ -72,6 +86,19 @@ def write_record(config: AnyTrainConfig, engine: Engine) -> None:
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
         },
     )
+
+
+def _commit() -> str | None:
+    """The source's commit, when it is a checkout and git is there."""
+    source = Path(__file__).resolve().parents[1]
+    if not (source / ".git").exists():
+        return None
+    try:
+        asked = ["git", "-C", str(source), "rev-parse", "HEAD"]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def _version(package: str) -> str | None:
