@@ -170,9 +170,9 @@ class TextEncoder:
         """D of the embeddings."""
         return self(self.null_tokens[None]).embedding.shape[1]
 
-    def to(self, device: torch.device) -> TextEncoder:
-        """Move the tower to a device."""
-        self._clip.to(device)
+    def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> TextEncoder:
+        """Move the tower to a device and a precision."""
+        self._clip.to(device, dtype)
         self.null_tokens = self.null_tokens.to(device)
         return self
 

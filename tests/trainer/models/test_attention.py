@@ -1,0 +1,33 @@
+"""Attention by either way is the same function."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from trainer.models.attention import attention
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_equals_torchs_attention(masked):
+    torch.manual_seed(0)
+    q = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, 3, 7, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    mask = torch.rand(2, 1, 5, 7) > 0.4
+    mask[..., 0] = True
+    chosen = mask if masked else None
+    ours = attention(q, k, v, chosen)
+    theirs = F.scaled_dot_product_attention(q, k, v, attn_mask=chosen)
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn_like(ours)
+    ours_grads = torch.autograd.grad((ours * weights).sum(), (q, k, v))
+    theirs_grads = torch.autograd.grad((theirs * weights).sum(), (q, k, v))
+    for ours_grad, theirs_grad in zip(ours_grads, theirs_grads, strict=True):
+        torch.testing.assert_close(ours_grad, theirs_grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_masked_key_has_no_weight_in_half_precision(dtype):
+    q, k = torch.ones(1, 1, 1, 4, dtype=dtype), torch.ones(1, 1, 2, 4, dtype=dtype)
+    v = torch.tensor([[1.0], [100.0]], dtype=dtype).expand(1, 1, 2, 1)
+    out = attention(q, k, v, torch.tensor([[[[True, False]]]]))
+    assert out.item() == 1.0

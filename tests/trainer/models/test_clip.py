@@ -1,0 +1,94 @@
+"""Our CLIP and open_clip's are one."""
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from base.errors import UserError
+from base.files import write_json
+from trainer.builders import load_clip, load_text_encoder
+from trainer.models.clip import (
+    Clip,
+    ClipConfig,
+    TextConfig,
+    VisionConfig,
+    describe_for_open_clip,
+    normalise_pixels,
+    weights_for_open_clip,
+)
+
+CONFIG = ClipConfig(16, VisionConfig(32, 16, 32, 2, 16), TextConfig(32, 2, 2, context_length=12))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Path]:
+    torch.manual_seed(0)
+    clip = Clip(CONFIG).eval()
+    folder = tmp_path_factory.mktemp("clip")
+    save_file(weights_for_open_clip(clip.state_dict()), folder / "open_clip_model.safetensors")
+    write_json(folder / "open_clip_config.json", describe_for_open_clip(CONFIG))
+    return clip, folder
+
+
+def test_open_clip_loads_it_and_computes_the_same(saved):
+    clip, folder = saved
+    theirs, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+    image = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["a red circle", "", "two words"])
+    assert tokens.shape == (3, 12)
+    with torch.no_grad():
+        ours = clip(normalise_pixels(image), tokens)
+        features = theirs(normalise_pixels(image), tokens)
+    torch.testing.assert_close(ours.image, features[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ours.text, features[1], atol=1e-6, rtol=1e-5)
+    # Training's pixels are those of open_clip's own preprocessing.
+    from PIL import Image
+
+    array = image[0].permute(1, 2, 0).numpy()
+    torch.testing.assert_close(preprocess(Image.fromarray(array)), normalise_pixels(image)[0])
+
+
+def test_text_states_lead_to_open_clips_embedding(saved):
+    clip, folder = saved
+    encoder = load_text_encoder(str(folder))
+    captions = ["a red circle left of a blue square", "", "snow"]
+    states = encoder.encode(captions)
+    tokens = encoder.tokenizer(captions)
+    with torch.no_grad():
+        expected = clip.clip.encode_text(tokens, normalize=True)
+    torch.testing.assert_close(states.embedding, expected, atol=1e-6, rtol=1e-5)
+    assert encoder.width == 32
+    assert encoder.embedding_dim == 16
+    assert encoder.context_length == 12
+    assert states.mask.sum(dim=1).tolist() == [10, 2, 3]  # start and end tokens count
+    assert torch.equal(encoder.null_tokens, tokens[1])
+    assert load_clip(str(folder))[1] == 32
+
+
+def test_any_open_clip_model_by_name_with_local_weights(tmp_path):
+    torch.manual_seed(0)
+    model = open_clip.create_model("RN50-quickgelu")
+    weights = tmp_path / "weights.safetensors"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, weights)
+    encoder = load_text_encoder(f"RN50-quickgelu:{weights}")
+    tokens = encoder.tokenizer(["a photo"])
+    with torch.no_grad():
+        expected = model.eval().encode_text(tokens, normalize=True)
+    torch.testing.assert_close(encoder(tokens).embedding, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("clip", ["nowhere", "ViT-B-32:missing.pt"])
+def test_an_unknown_clip_is_one_line(clip):
+    with pytest.raises(UserError, match="expected a finished RUN"):
+        load_text_encoder(clip)
+
+
+def test_damaged_weights_are_one_line(saved, tmp_path):
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"not weights")
+    write_json(tmp_path / "open_clip_config.json", describe_for_open_clip(CONFIG))
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        load_text_encoder(str(tmp_path))
+    assert "\n" not in str(caught.value)

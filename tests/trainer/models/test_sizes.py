@@ -1,0 +1,152 @@
+"""Structure and sizes of the models against the published ones."""
+
+import pytest
+import torch
+
+from trainer.models.decoder import Conditioner, Decoder, DecoderConfig
+from trainer.models.prior import DiffusionPrior, PriorConfig
+from trainer.models.unet import UNet, UNetConfig
+from trainer.models.upsampler import Upsampler, UpsamplerConfig
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_prior_has_karlos_parameter_count():
+    with torch.device("meta"):
+        prior = DiffusionPrior(PriorConfig(embedding_dim=768, text_width=768))
+    # Karlo counts the mean and deviation of its embeddings as parameters.
+    assert count(prior) + prior.clip_mean.numel() + prior.clip_std.numel() == 1_022_030_080
+
+
+def test_decoder_has_karlos_parameter_count():
+    config = UNetConfig(out_channels=6, attention_levels=(1, 2, 3), context_width=1536, dropout=0.1)
+    with torch.device("meta"):
+        assert count(UNet(config)) == 885_439_686
+
+
+def test_upsampler_has_karlos_parameter_count():
+    with torch.device("meta"):
+        assert count(UNet(UNetConfig(in_channels=6, scale_shift=False))) == 691_579_523
+
+
+@pytest.fixture
+def prior() -> DiffusionPrior:
+    torch.manual_seed(0)
+    config = PriorConfig(8, 12, context_length=6, layers=2, heads=2, head_width=8)
+    return DiffusionPrior(config).eval()
+
+
+def test_prior_ignores_padding(prior):
+    x, t = torch.randn(2, 8), torch.tensor([3, 900])
+    states, z_t = torch.randn(2, 6, 12), torch.randn(2, 8)
+    mask = torch.tensor([[True] * 3 + [False] * 3, [True] * 6])
+    expected = prior(x, t, states, mask, z_t)
+    states[0, 3:] = 1e3
+    assert torch.equal(prior(x, t, states, mask, z_t), expected)
+    states[0, 2] += 1
+    assert not torch.allclose(prior(x, t, states, mask, z_t), expected)
+
+
+def test_prior_sees_every_condition(prior):
+    arguments = {
+        "x_t": torch.randn(1, 8),
+        "t": torch.tensor([500]),
+        "text_states": torch.randn(1, 6, 12),
+        "text_mask": torch.ones(1, 6, dtype=torch.bool),
+        "text_embedding": torch.randn(1, 8),
+    }
+    expected = prior(**arguments)
+    for name in ("x_t", "t", "text_states", "text_embedding"):
+        changed = {**arguments, name: arguments[name] + 1}
+        assert not torch.allclose(prior(**changed), expected), name
+
+
+def tiny_decoder() -> Decoder:
+    torch.manual_seed(0)
+    unet = UNetConfig(
+        channels=16,
+        multipliers=(1, 2),
+        blocks=1,
+        attention_levels=(1,),
+        head_width=8,
+        context_width=8,
+    )
+    decoder = Decoder(DecoderConfig(unet, embedding_dim=6, text_width=10)).eval()
+    for parameter in decoder.parameters():  # zeroed branches would hide the conditions
+        torch.nn.init.normal_(parameter, std=0.2)
+    return decoder
+
+
+def test_decoder_sees_every_condition_and_ignores_padding():
+    decoder = tiny_decoder()
+    arguments = {
+        "x_t": torch.randn(2, 3, 8, 8),
+        "t": torch.tensor([3, 900]),
+        "image_embedding": torch.randn(2, 6),
+        "keep_image": torch.tensor([True, True]),
+        "text_states": torch.randn(2, 5, 10),
+        "text_mask": torch.tensor([[True] * 2 + [False] * 3, [True] * 5]),
+    }
+    expected = decoder(**arguments)
+    assert expected.shape == (2, 3, 8, 8)
+    for name in ("x_t", "t", "image_embedding", "text_states"):
+        changed = {**arguments, name: arguments[name] + 1}
+        assert not torch.allclose(decoder(**changed), expected), name
+    padded = arguments["text_states"].clone()
+    padded[0, 2:] = 50.0
+    torch.testing.assert_close(decoder(**{**arguments, "text_states": padded}), expected)
+
+
+def test_a_dropped_image_embedding_leaves_no_trace():
+    decoder = tiny_decoder()
+    rest = (torch.tensor([False]), torch.randn(1, 5, 10), torch.ones(1, 5, dtype=torch.bool))
+    x, t = torch.randn(1, 3, 8, 8), torch.tensor([5])
+    first = decoder(x, t, torch.randn(1, 6), *rest)
+    assert torch.equal(first, decoder(x, t, torch.randn(1, 6), *rest))
+
+
+def test_conditioner_appends_four_tokens():
+    conditioner = Conditioner(DecoderConfig(UNetConfig(channels=4, context_width=8), 6, 10))
+    time, context, mask = conditioner(
+        torch.randn(2, 6),
+        torch.tensor([True, False]),
+        torch.randn(2, 5, 10),
+        torch.zeros(2, 5, dtype=torch.bool),
+    )
+    assert time.shape == (2, 16)
+    assert context.shape == (2, 9, 8)
+    assert mask.sum(dim=1).tolist() == [4, 4]  # the image's tokens are never padding
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_upsampler_applies_at_any_resolution(patch):
+    config = UNetConfig(
+        in_channels=6, channels=8, multipliers=(1, 2), blocks=1, scale_shift=False, patch=patch
+    )
+    upsampler = Upsampler(UpsamplerConfig(config))
+    for height, width in ((16, 16), (32, 8), (64, 48)):
+        x = torch.randn(1, 3, height, width)
+        assert upsampler(x, torch.tensor([1]), x).shape == x.shape
+
+
+def test_upsampler_refuses_attention():
+    with pytest.raises(ValueError, match="convolutions only"):
+        Upsampler(UpsamplerConfig(UNetConfig(attention_levels=(1,))))
+
+
+def test_a_fresh_unet_predicts_zero():
+    unet = UNet(UNetConfig(channels=8, multipliers=(1, 2), blocks=1))
+    assert torch.count_nonzero(unet(torch.randn(1, 3, 8, 8), torch.tensor([1]))) == 0
+
+
+def test_the_weights_decide_the_memory_format():
+    unet = UNet(UNetConfig(channels=8, multipliers=(1, 2), blocks=1))
+    picture = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    seen = []
+    unet.down[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    unet(picture, torch.tensor([1, 2]))
+    unet.to(memory_format=torch.channels_last)(picture.contiguous(), torch.tensor([1, 2]))
+    assert seen[0].is_contiguous()
+    assert seen[1].is_contiguous(memory_format=torch.channels_last)
