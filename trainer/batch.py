@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,16 +23,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on `device`; the copies do not wait for the device."""
-        return self._each(lambda part: part.to(device, non_blocking=True))
-
-    def pin(self) -> Batch:
-        """Return the batch in page-locked memory, from which a GPU copies without waiting."""
-        return self._each(lambda part: part.pin_memory())
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        rest = (self.image, self.tokens, self.image_embedding, self.text_embedding)
+        parts = (self.image, self.tokens, self.image_embedding, self.text_embedding)
         return Batch(
-            change(self.positions), *(None if part is None else change(part) for part in rest)
+            self.positions.to(device, non_blocking=True),
+            *(None if part is None else part.to(device, non_blocking=True) for part in parts),
         )
 
 

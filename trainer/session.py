@@ -97,8 +97,8 @@ class Session:
             loss = engine.forward(lambda: self._loss(batch, context, index) / size)  # noqa: B023
             engine.backward(loss)
             total += loss.detach()
-        sums = torch.stack([total, *(total.new_tensor(request) for request in requests)])
-        return engine.step(rate, sums)
+        asked = torch.tensor(requests, dtype=torch.float32).to(engine.device, non_blocking=True)
+        return engine.step(rate, torch.cat([total.reshape(1), asked]))
 
     def _loss(self, batch: Batch, context: object | None, index: int) -> Tensor:
         """The sum of a micro-batch's losses."""

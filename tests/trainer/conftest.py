@@ -42,8 +42,11 @@ def deepspeed_ready() -> None:
     """DeepSpeed's communication extension, compiled once (about a minute) outside any time-out."""
     code = (
         "import os; os.environ['DS_ACCELERATOR']='cpu';"
-        "from trainer.engine.deepspeed import _import_quietly, _join; import torch;"
-        "device = torch.device('cpu'); _join(_import_quietly(device), device)"
+        "from torch import device, nn;"
+        "from trainer.config import OptimConfig;"
+        "from trainer.engine.base import Setup;"
+        "from trainer.engine.deepspeed import DeepSpeedEngine as E;"
+        "E(nn.Linear(2, 2), OptimConfig(), Setup('fp32', 1, lambda w: 1), device('cpu'))"
     )
     subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment(), check=True, timeout=500

@@ -175,4 +175,5 @@ def test_config_of_a_run_reads_back_equal(dataset: Path, tmp_path: Path) -> None
     assert load_train_config(tmp_path / "run" / "config.yaml") == config
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["packages"]["torch"]
+    assert len(environment["commit"] or "0" * 40) == 40
     assert environment["processes"] == 1

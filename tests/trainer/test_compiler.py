@@ -42,7 +42,6 @@ def test_what_cannot_be_compiled(
             raise RuntimeError(message)
 
     monkeypatch.setattr(engine, "is_joined", lambda: False)
-    monkeypatch.setattr(engine, "fill_environment", lambda: None)
     with pytest.raises(kind) as caught:
         engine._join(Broken, torch.device("cpu"))
     if kind is UserError:

@@ -1,5 +1,6 @@
 """Engines in one process: equal curves, gradients whatever the micro-batches, skipped steps."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from base.errors import UserError
 from trainer.checkpoint.export import read_weights
 from trainer.config import EmaConfig, LoopConfig, OptimConfig
 from trainer.ema import Ema
+from trainer.engine import processes
 from trainer.engine.base import Setup
 from trainer.engine.local import LocalEngine
 from trainer.engine.open import micro_batches, open_engine
@@ -203,6 +205,37 @@ def test_what_does_not_fit_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "20")
     with pytest.raises(UserError, match=r"train\.batch: got 12, expected >= 20"):
         open_engine(nn.Linear(2, 2), config.optim, config.train, CPU)
+
+
+def test_processes_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone; in a batch script, which is alone too; under srun; under torchrun."""
+
+    def seen() -> tuple[int, int]:
+        return processes.environment_rank(), processes.environment_world_size()
+
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "MASTER_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            monkeypatch.delenv(name)
+    assert seen() == (0, 1)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    before = dict(os.environ)
+    with processes.group_environment():
+        assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+    assert dict(os.environ) == before
+    for name, value in {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert seen() == (0, 1)
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    assert seen() == (3, 8)
+    with (
+        pytest.raises(UserError, match="one of 8 processes: MASTER_ADDR"),
+        processes.group_environment(),
+    ):
+        pass
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert seen() == (1, 2)
 
 
 def test_seeds_give_different_weights_and_orders(dataset: Path, tmp_path: Path) -> None:

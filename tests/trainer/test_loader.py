@@ -1,6 +1,7 @@
 """The loader's tensors: right samples, right pixels, the same from threads and processes."""
 
 import io
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,17 @@ def test_damage_in_a_worker_is_told_in_one_line(tmp_path: Path) -> None:
     schema.tar_path(data, 0).unlink()
     with pytest.raises(UserError, match=r"00000\.tar: No such file"):
         read(plan(config(data)), workers=1)
+
+
+def test_a_worker_that_dies_ends_the_run_with_its_reason(dataset: Path) -> None:
+    with Loader(plan(config(dataset), steps=10_000), 1, 2) as loader:
+        batches = iter(loader)
+        next(batches)
+        for child in multiprocessing.active_children():
+            child.kill()
+        with pytest.raises(UserError, match=r"data loader: DataLoader worker"):
+            for _ in batches:
+                pass
 
 
 def test_nothing_to_read_is_an_error_of_its_own(tmp_path: Path) -> None:

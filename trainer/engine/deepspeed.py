@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.cpp_extension import get_default_build_root
 
 from base.errors import UserError
 from trainer.config import OptimConfig
 from trainer.engine.base import Flat, Reader, Setup, StepStats, fill, owned_part
 from trainer.engine.partitions import Partition, find_partition
-from trainer.engine.processes import TIMEOUT, fill_environment, is_joined
+from trainer.engine.processes import TIMEOUT, environment_rank, group_environment, is_joined
 from trainer.engine.step import guard, not_finite, read_stats
 from trainer.optim import make_adamw, prepare_moments, set_rate, split_by_decay
 
@@ -36,6 +37,17 @@ class DeepSpeedEngine:
         self, module: nn.Module, optim: OptimConfig, setup: Setup, device: torch.device
     ) -> None:
         deepspeed = _import_quietly(device)
+        with group_environment():
+            self._open(deepspeed, module, optim, setup, device)
+
+    def _open(
+        self,
+        deepspeed: Any,
+        module: nn.Module,
+        optim: OptimConfig,
+        setup: Setup,
+        device: torch.device,
+    ) -> None:
         _join(deepspeed, device)
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
         groups = split_by_decay(module)
@@ -134,12 +146,13 @@ def _import_quietly(device: torch.device) -> Any:
 
 def _join(deepspeed: Any, device: torch.device) -> None:
     """Join the process group, or make one of this process alone."""
-    fill_environment()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if not (is_joined() and deepspeed.comm.is_initialized()):
         _put_ninja_on_path()
+        if device.type == "cpu" and environment_rank() == 0 and not _is_compiled():
+            print("DeepSpeed compiles its CPU extension, once: about a minute", file=sys.stderr)
         try:
             with redirect_stdout(io.StringIO()):  # standard output belongs to --json
                 deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
@@ -150,6 +163,11 @@ def _join(deepspeed: Any, device: torch.device) -> None:
                 "train.engine: got 'deepspeed', which cannot compile its CPU operator here; "
                 "`unclip doctor` tells what is missing, and 'local' does without"
             ) from error
+
+
+def _is_compiled() -> bool:
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
+    return any(Path(root).glob("**/deepspeed_shm_comm.so"))
 
 
 def _put_ninja_on_path() -> None:

@@ -4,47 +4,80 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from base.errors import UserError
+
 TIMEOUT = timedelta(minutes=60)  # a slow save must not trip the collective that waits for it
 
 
 def environment_rank() -> int:
-    """This process's rank by torchrun's or Slurm's environment; 0 when it is alone."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
+    """This process's rank by torchrun's or srun's environment; 0 when it is alone."""
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    return int(os.environ["SLURM_PROCID"]) if _under_srun() else 0
 
 
 def environment_world_size() -> int:
     """The number of processes that were started together."""
-    for name in ("WORLD_SIZE", "SLURM_NTASKS"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return 1
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ["SLURM_STEP_NUM_TASKS"]) if _under_srun() else 1
 
 
 def local_device() -> torch.device:
     """This process's GPU, or the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    place = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
-    return torch.device("cuda", int(place) % torch.cuda.device_count())
+    return torch.device("cuda", _local_rank() % torch.cuda.device_count())
 
 
-def fill_environment() -> None:
-    """Set what a process group needs and nobody has set, so that one process can stand alone."""
-    rank, world_size = environment_rank(), environment_world_size()
-    os.environ.setdefault("RANK", str(rank))
-    os.environ.setdefault("WORLD_SIZE", str(world_size))
-    os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+@contextmanager
+def group_environment() -> Iterator[None]:
+    """Set what joining a process group needs and nobody has set; taken back at the end.
+
+    So one process can stand alone, and its children do not inherit its port. LOCAL_RANK stays:
+    ZeRO 3 looks it up at every gather.
+
+    Raises:
+        UserError: several processes were started, and nothing says where they meet.
+    """
+    world_size = environment_world_size()
+    wanted = {
+        "RANK": str(environment_rank()),
+        "WORLD_SIZE": str(world_size),
+    }
+    os.environ.setdefault("LOCAL_RANK", str(_local_rank()))
     if world_size == 1:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        wanted |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    elif not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise UserError(
+            f"one of {world_size} processes: MASTER_ADDR and MASTER_PORT are not set; "
+            "start with torchrun, or export the first host's name and a free port"
+        )
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def _under_srun() -> bool:
+    """A batch script has the job's SLURM_NTASKS too, but it is one process, not one of a step."""
+    return "SLURM_STEP_NUM_TASKS" in os.environ and "SLURM_PROCID" in os.environ
+
+
+def _local_rank() -> int:
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ["LOCAL_RANK"])
+    return int(os.environ["SLURM_LOCALID"]) if _under_srun() else 0
 
 
 def is_joined() -> bool:
