@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from base.errors import Stopped
+from base.errors import Stopped, UserError
 from base.hashing import stable_hash
 from base.lease import Lease
 from base.progress import Progress
@@ -28,7 +28,7 @@ from trainer.loader.shards import Shards
 from trainer.loader.steps import Loader, Plan
 from trainer.metrics import Metrics
 from trainer.optim import learning_rate
-from trainer.record import require_same_run, run_facts, write_record
+from trainer.record import require_fitting_data, require_same_run, run_facts, write_record
 from trainer.session import Session
 from trainer.stages import STAGES, Parts
 from trainer.state import TrainState
@@ -64,18 +64,25 @@ def train(config: AnyTrainConfig) -> TrainResult:
             stack.enter_context(Lease(config.out))
         stack.enter_context(_threads(config.train.threads))
         stack.enter_context(torch.random.fork_rng())
-        result = _finished(config)
-        if result is None:
-            result = _train(config, stack.enter_context(StopFlag()))
+        stop = stack.enter_context(StopFlag())
+        result = _finished(config) or _train(config, stop)
         if first:
             STAGES[config.stage].finish(config.out, config)
+        stop.raise_if_requested()  # too late to end this run early; not to end what called it
         return result
 
 
 def build_parts(config: AnyTrainConfig, device: torch.device) -> Parts:
-    """Model and objective of a config; the same weights in every process."""
+    """Model and objective of a config; the same weights in every process.
+
+    Raises:
+        UserError: the config's values do not go together.
+    """
     torch.manual_seed(stable_hash(config.seed, "weights") >> 1)
-    parts = STAGES[config.stage].build(config, device)
+    try:
+        parts = STAGES[config.stage].build(config, device)
+    except ValueError as error:  # values that are each right and do not go together
+        raise UserError(f"{config.stage}: {error}") from error
     parts.model.train()
     return parts
 
@@ -95,9 +102,11 @@ def _finished(config: AnyTrainConfig) -> TrainResult | None:
 
 
 def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
-    facts = run_facts(config, Shards(config.data).infos)
+    datasets = Shards(config.data).infos
+    facts = run_facts(config, datasets)
     device = local_device()
     parts = build_parts(config, device)
+    require_fitting_data(config, parts.objective.needs, datasets)
     engine = open_engine(parts.model, config.optim, config.train, device)
     try:
         session = Session(config, parts.objective, engine, facts)

@@ -16,13 +16,15 @@ import torch
 
 from base.config import dump_config, fingerprint
 from base.errors import UserError
-from base.files import write_atomic, write_json
-from data_pipeline.schema.dataset import DatasetInfo
+from base.files import read_json, sha256_file, write_atomic, write_json
+from data_pipeline.schema.dataset import ClipInfo, DatasetInfo, clip_from_json, clip_path
+from trainer.batch import Needs
 from trainer.config import AnyTrainConfig
 from trainer.engine.base import Engine
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+WEIGHTS_NAME = "open_clip_model.safetensors"  # in the folder of a CLIP
 
 _FIXED = ("stage", "model", "seed", "data")  # another value would be another run
 _PACKAGES = (
@@ -66,6 +68,55 @@ def require_same_run(facts: Mapping[str, Any], earlier: Mapping[str, Any], out: 
             f"{differing[0]}: differs from the run that was begun in {out}; "
             "go back to its config.yaml, or choose another `out`"
         )
+
+
+def require_fitting_data(
+    config: AnyTrainConfig, needs: Needs, datasets: Sequence[DatasetInfo]
+) -> None:
+    """Refuse data that the stage could not, or must not, be trained on.
+
+    Raises:
+        UserError: embeddings are missing, of several CLIPs, of another CLIP than the one whose
+            captions the run reads, or of another width than the model's; or a crop is larger than
+            the picture.
+    """
+    if needs.image_size is not None and needs.crop is not None and needs.crop > needs.image_size:
+        raise UserError(f"objective.crop: got {needs.crop}, expected <= {needs.image_size}")
+    if not needs.embeddings:
+        return
+    roots = config.data.paths
+    clips = [_clip_of(config, root, info) for root, info in zip(roots, datasets, strict=True)]
+    for root, clip in zip(roots, clips, strict=True):
+        if clip != clips[0]:
+            raise UserError(f"data.paths: {root} was embedded by another CLIP than {roots[0]}")
+    width = getattr(config.model, "embedding_dim", clips[0].dim)
+    if width != clips[0].dim:
+        raise UserError(
+            f"model.embedding_dim: got {width}, expected {clips[0].dim} as in {roots[0]}"
+        )
+    weights = None if config.clip is None else _weights_file(config.clip)
+    if weights is not None and sha256_file(weights) != clips[0].weights_sha256:
+        raise UserError(f"clip: {config.clip} is not the CLIP that embedded {roots[0]}")
+
+
+def _clip_of(config: AnyTrainConfig, root: Path, info: DatasetInfo) -> ClipInfo:
+    """Who made the embeddings that the run reads of a DATASET."""
+    name = config.data.embeddings
+    if name is None:
+        if info.clip is None:
+            raise UserError(f"{root}: has no embeddings; make them with `unclip data embed`")
+        return info.clip
+    path = clip_path(root, name)
+    if not path.is_file():
+        raise UserError(f"{root}: has no embeddings named {name!r}; `unclip data embed --as`")
+    return clip_from_json(read_json(path))
+
+
+def _weights_file(clip: str) -> Path | None:
+    """The weights of a CLIP that lies in a RUN, in a folder, or behind MODEL:."""
+    places = [Path(clip, "exports", "open_clip", WEIGHTS_NAME), Path(clip, WEIGHTS_NAME)]
+    places.append(Path(clip.partition(":")[2]))
+    return next((path for path in places if path.is_file()), None)
 
 
 def write_record(config: AnyTrainConfig, engine: Engine) -> None:

@@ -35,6 +35,7 @@ def wait_for_line(run: Path, process: "subprocess.Popen[str]") -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.timeout(900)  # five processes that import torch, perhaps on a busy machine
 def test_stop_and_go_on_through_the_real_command(
     dataset: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -46,12 +47,12 @@ def test_stop_and_go_on_through_the_real_command(
     first = command("train", path)
     wait_for_line(out, first)
     second = command("train", path)
-    _, message = second.communicate(timeout=120)
+    _, message = second.communicate(timeout=280)
     assert second.returncode == 2
     assert message.startswith(f"error: {out}: in use by host ")
     assert f"pid {first.pid}" in message
     first.send_signal(signal.SIGTERM)
-    _, message = first.communicate(timeout=120)
+    _, message = first.communicate(timeout=280)
     assert first.returncode == 75, message
     assert "error: " in message
     assert "stopped on request and saved" in message
@@ -62,12 +63,12 @@ def test_stop_and_go_on_through_the_real_command(
     third = command("train", path)
     wait_for_line(out, third)
     third.send_signal(signal.SIGINT)
-    _, message = third.communicate(timeout=120)
+    _, message = third.communicate(timeout=280)
     assert third.returncode == 130, message
     assert stopped_at < int((out / LATEST).read_text()) < 2400
 
     last = command("train", path, "--json", "--set", "objective.delay=0")
-    output, message = last.communicate(timeout=120)
+    output, message = last.communicate(timeout=280)
     assert last.returncode == 0, message
     result = json.loads(output)
     assert result["samples"] == 2400
@@ -167,6 +168,35 @@ def test_other_mistakes_are_one_line(dataset: Path, tmp_path: Path) -> None:
             CliRunner().invoke(
                 app, ["checkpoint", name, str(tmp_path / "absent"), *rest], catch_exceptions=False
             )
+
+
+def test_data_that_do_not_fit_are_refused(dataset: Path, tmp_path: Path) -> None:
+    """Another width, no embeddings, embeddings of two CLIPs, a set that is not there."""
+
+    def refused(match: str, **sections: Any) -> None:
+        with pytest.raises(UserError, match=match):
+            train(toy.toy_config(dataset, tmp_path / "run", **sections))
+
+    refused(r"model\.embedding_dim: got 9, expected 8", model={"embedding_dim": 9})
+    refused("has no embeddings named 'other'", data={"embeddings": "other"})
+    bare, foreign = (toy.write_dataset(tmp_path / name, [5]) for name in ("bare", "foreign"))
+    for root, clip in ((bare, None), (foreign, {"weights_sha256": "1" * 64})):
+        info = json.loads((root / "dataset.json").read_text())
+        info["clip"] = clip and {**info["clip"], **clip}
+        (root / "dataset.json").write_text(json.dumps(info))
+    refused("unclip data embed", data={"paths": [str(bare)]})
+    both = {"paths": [str(dataset), str(foreign)]}
+    refused("embedded by another CLIP", data=both)
+
+
+def test_values_that_do_not_go_together_are_one_line(tmp_path: Path, dataset: Path) -> None:
+    import stages
+
+    more = ["model.unet.attention_levels=[1]", "model.unet.context_width=16"]
+    with pytest.raises(UserError, match=r"^upsampler: .*convolutions only"):
+        train(stages.stage_config("up64", dataset, tmp_path, "run", *more))
+    with pytest.raises(UserError, match="crop: got 128, expected <= 64"):
+        train(stages.stage_config("up64", dataset, tmp_path, "run", "objective.crop=128"))
 
 
 def test_config_of_a_run_reads_back_equal(dataset: Path, tmp_path: Path) -> None:

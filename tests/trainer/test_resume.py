@@ -83,6 +83,15 @@ def test_a_finished_run_is_left_alone(dataset: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_a_stop_during_the_last_step_is_not_forgotten(dataset: Path, tmp_path: Path) -> None:
+    """The run is complete and saved; whoever began it hears of the request all the same."""
+    config = toy.toy_config(dataset, tmp_path / "run", objective={"stop_at": [90]})
+    with pytest.raises(Stopped):
+        train(config)
+    assert resolve_checkpoint(tmp_path / "run").manifest.samples == 96
+    assert train(config).resumed_from == 96
+
+
 def test_what_is_done_last_happens_whenever_a_run_is_found_complete(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

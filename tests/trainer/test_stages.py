@@ -1,5 +1,6 @@
 """Every real stage, at micro size: one curve on one process and two, whatever the engine."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import stages
 import toy
 from stages import ON_RANKS, STAGES, stage_config
 
+from base.errors import UserError
+from base.files import sha256_file
 from trainer.checkpoint.export import read_weights
 from trainer.loop import train
 from trainer.metrics import read_metrics
@@ -24,7 +27,17 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for name in STAGES:
         train(stage_config(name, data, folder, name))
+        if name == "clip":
+            claim_embeddings(data, folder / "clip")
     return folder
+
+
+def claim_embeddings(data: Path, clip: Path) -> None:
+    """Let the data set say that `clip` made its (random) embeddings."""
+    info = json.loads((data / "dataset.json").read_text())
+    weights = clip / "exports/open_clip/open_clip_model.safetensors"
+    info["clip"]["weights_sha256"] = sha256_file(weights)
+    (data / "dataset.json").write_text(json.dumps(info))
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +75,14 @@ def test_deepspeed_alone_gives_the_same(
     more = ["train.engine=deepspeed", f"train.zero_stage={zero}"]
     train(stage_config(name, data, folder, f"{name}-alone-{zero}", *more))
     assert_same_curve(folder / f"{name}-alone-{zero}", folder / name)
+
+
+def test_a_clip_that_did_not_make_the_embeddings_is_refused(
+    data: Path, folder: Path, tmp_path: Path
+) -> None:
+    other = toy.write_dataset(tmp_path / "other", [9], 64, dim=16)
+    with pytest.raises(UserError, match=r"clip: .* is not the CLIP that embedded"):
+        train(stage_config("prior", other, folder, "foreign"))
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -41,7 +41,7 @@ DIM = 8
 class ToyModelConfig:
     """A small net on embeddings."""
 
-    dim: int = DIM
+    embedding_dim: int = DIM
     width: int = 24
 
 
@@ -61,13 +61,13 @@ class ToyModel(nn.Module):
 
     def __init__(self, config: ToyModelConfig) -> None:
         super().__init__()
-        self.shift = nn.Parameter(torch.zeros(config.dim))
+        self.shift = nn.Parameter(torch.zeros(config.embedding_dim))
         self.register_buffer("scale", torch.full((), 0.5))
         self.net = nn.Sequential(
-            nn.Linear(config.dim, config.width),
+            nn.Linear(config.embedding_dim, config.width),
             nn.GELU(),
             nn.LayerNorm(config.width),
-            nn.Linear(config.width, config.dim),
+            nn.Linear(config.width, config.embedding_dim),
         )
 
     def forward(self, x: Tensor) -> Tensor:
