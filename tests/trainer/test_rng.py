@@ -65,7 +65,7 @@ def test_distributions():
     correlation = torch.corrcoef(normal.T) - torch.eye(5, dtype=torch.float64)
     assert correlation.abs().max() < 0.03
     uniform = random.uniform("u", 5)
-    assert 0 <= uniform.min()
+    assert uniform.min() >= 0
     assert uniform.max() < 1
     assert abs(uniform.mean() - 0.5) < 0.005
     counts = torch.bincount(random.integers("i", 10, 5).flatten(), minlength=10)

@@ -1,0 +1,80 @@
+"""Schedules, the forward process and its parameterisations."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.diffusion.process import Diffusion, DiffusionConfig, mean_squared_error
+from trainer.diffusion.schedules import alphas_cumprod, spaced_timesteps
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [("cosine", {"beta_schedule": "squaredcos_cap_v2"}), ("linear", {"beta_schedule": "linear"})],
+)
+def test_schedules_are_those_of_diffusers(ours, theirs):
+    expected = DDPMScheduler(num_train_timesteps=1000, **theirs).alphas_cumprod
+    torch.testing.assert_close(alphas_cumprod(ours, 1000), expected.double(), rtol=2e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("steps", [10, 250, 4000])
+def test_noise_grows(schedule, steps):
+    alphas = alphas_cumprod(schedule, steps)
+    assert len(alphas) == steps
+    assert (alphas.diff() < 0).all()
+    assert 0 < alphas[-1] < 1e-2
+    assert alphas[0] < 1
+
+
+@given(st.integers(1, 1000).flatmap(lambda n: st.tuples(st.integers(1, n), st.just(n))))
+def test_spaced_timesteps_are_distinct_and_hold_both_ends(pair):
+    steps, total = pair
+    chosen = spaced_timesteps(total, steps)
+    assert len(chosen) == steps
+    assert chosen[0] == total - 1
+    assert chosen == sorted(set(chosen), reverse=True)
+    if steps > 1:
+        assert chosen[-1] == 0
+        assert np.ptp(np.diff(chosen)) <= 1
+
+
+@pytest.mark.parametrize("steps", [0, 11])
+def test_more_steps_than_there_are_is_refused(steps):
+    with pytest.raises(ValueError, match="expected 1 to 10"):
+        spaced_timesteps(10, steps)
+
+
+@pytest.mark.parametrize("predicts", ["epsilon", "x0", "v"])
+def test_a_perfect_network_gives_back_x0(predicts):
+    diffusion = Diffusion(DiffusionConfig(predicts=predicts))
+    torch.manual_seed(0)
+    x0, noise = torch.randn(5, 3, 4, 4), torch.randn(5, 3, 4, 4)
+    t = torch.tensor([0, 10, 300, 700, 900])
+    x_t = diffusion.add_noise(x0, t, noise)
+    estimate = diffusion.x0_from(diffusion.target(x0, t, noise), x_t, t)
+    torch.testing.assert_close(estimate, x0, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(diffusion.epsilon_from(x0, x_t, t), noise, atol=2e-3, rtol=1e-3)
+
+
+def test_v_is_that_of_diffusers():
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    diffusion = Diffusion(DiffusionConfig(predicts="v"))
+    torch.manual_seed(0)
+    x0, noise, t = torch.randn(4, 6), torch.randn(4, 6), torch.tensor([1, 100, 500, 990])
+    torch.testing.assert_close(
+        diffusion.target(x0, t, noise), scheduler.get_velocity(x0, noise, t), atol=1e-3, rtol=1e-3
+    )
+    torch.testing.assert_close(
+        diffusion.add_noise(x0, t, noise), scheduler.add_noise(x0, noise, t), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_the_error_is_taken_in_fp32():
+    output = torch.full((2, 1000), 1.0, dtype=torch.bfloat16)
+    error = mean_squared_error(output, torch.full((2, 1000), 1.001))
+    assert error.dtype == torch.float32
+    torch.testing.assert_close(error, torch.full((2,), 1e-6), rtol=1e-3, atol=0)

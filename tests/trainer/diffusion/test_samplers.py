@@ -1,0 +1,162 @@
+"""Samplers against the closed form on Gaussian data, and against diffusers."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from trainer.diffusion.guidance import (
+    clipped,
+    denoiser,
+    dynamically_thresholded,
+    guided_denoiser,
+)
+from trainer.diffusion.process import Diffusion, DiffusionConfig
+from trainer.diffusion.samplers import ancestral, ddim
+from trainer.diffusion.schedules import spaced_timesteps
+from trainer.rng import SampleRandom
+
+MEAN, DEVIATION = 0.4, 0.3
+
+
+@pytest.fixture
+def diffusion() -> Diffusion:
+    return Diffusion(DiffusionConfig())
+
+
+def gaussian_denoiser(diffusion: Diffusion):
+    """E[x_0 | x_t] for x_0 ~ N(MEAN, DEVIATION²): what a perfect network would give."""
+
+    def estimate(x, t):
+        a, s = diffusion.levels(t, x)
+        gain = a * DEVIATION**2 / (a**2 * DEVIATION**2 + s**2)
+        return MEAN + gain * (x - a * MEAN)
+
+    return estimate
+
+
+def noise(diffusion: Diffusion, count: int = 20_000):
+    random = SampleRandom(1, torch.arange(count))
+    return random.normal("x", 1), lambda step: random.normal(f"step {step}", 1)
+
+
+def test_ddim_maps_noise_to_the_data_exactly(diffusion):
+    x, _ = noise(diffusion)
+    sample = ddim(gaussian_denoiser(diffusion), diffusion, x, spaced_timesteps(1000, 1000))
+    # The probability flow of a Gaussian is affine: x_0 = MEAN + DEVIATION · x_T.
+    torch.testing.assert_close(sample, MEAN + DEVIATION * x, atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize("name", ["ancestral", "ddim eta 1"])
+def test_stochastic_samplers_have_the_datas_moments(diffusion, name):
+    x, step_noise = noise(diffusion)
+    denoise, timesteps = gaussian_denoiser(diffusion), spaced_timesteps(1000, 250)
+    if name == "ancestral":
+        sample = ancestral(denoise, diffusion, x, timesteps, step_noise)
+    else:
+        sample = ddim(denoise, diffusion, x, timesteps, 1.0, step_noise)
+    assert abs(sample.mean() - MEAN) < 0.01
+    assert abs(sample.std() - DEVIATION) < 0.012
+
+
+def test_ancestral_is_ddim_at_eta_one(diffusion):
+    x, step_noise = noise(diffusion, 50)
+    denoise, timesteps = gaussian_denoiser(diffusion), spaced_timesteps(1000, 20)
+    torch.testing.assert_close(
+        ancestral(denoise, diffusion, x, timesteps, step_noise),
+        ddim(denoise, diffusion, x, timesteps, 1.0, step_noise),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+
+
+def network(x, t):
+    """Any fixed function will do as a network."""
+    return torch.tanh(x * 0.7 + t.view(-1, 1, 1, 1) / 1000 - 0.3)
+
+
+def test_ddim_is_that_of_diffusers(diffusion):
+    scheduler = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2", clip_sample=True, timestep_spacing="leading"
+    )
+    scheduler.set_timesteps(50)
+    torch.manual_seed(0)
+    start = torch.randn(3, 3, 4, 4)
+    theirs = start
+    for t in scheduler.timesteps:
+        output = network(theirs, t.expand(3))
+        theirs = scheduler.step(output, t, theirs, use_clipped_model_output=True).prev_sample
+    timesteps = [int(t) for t in scheduler.timesteps]
+    ours = ddim(clipped(denoiser(diffusion, network)), diffusion, start, timesteps)
+    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-3)
+
+
+def test_ancestral_is_diffusers_ddpm(diffusion):
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=True)
+    scheduler.set_timesteps(100)
+    start = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    theirs = start
+    for t in scheduler.timesteps:
+        output = network(theirs, t.expand(2))
+        theirs = scheduler.step(output, t, theirs, generator=generator).prev_sample
+    again = torch.Generator().manual_seed(1)
+    timesteps = [int(t) for t in scheduler.timesteps]
+    ours = ancestral(
+        clipped(denoiser(diffusion, network)),
+        diffusion,
+        start,
+        timesteps,
+        lambda step: torch.randn(start.shape, generator=again),
+    )
+    torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=5e-3)
+
+
+def test_one_step_is_the_denoisers_word(diffusion):
+    x, _ = noise(diffusion, 4)
+    expected = gaussian_denoiser(diffusion)(x, torch.full((4,), 999))
+    assert torch.equal(ddim(gaussian_denoiser(diffusion), diffusion, x, [999]), expected)
+
+
+def test_what_cannot_be_sampled_is_refused(diffusion):
+    x, step_noise = noise(diffusion, 2)
+    with pytest.raises(ValueError, match="needs step_noise"):
+        ddim(gaussian_denoiser(diffusion), diffusion, x, [9], eta=0.5)
+    for sampler in (ddim, lambda *a: ancestral(*a, step_noise)):
+        with pytest.raises(ValueError, match="expected at least one"):
+            sampler(gaussian_denoiser(diffusion), diffusion, x, [])
+
+
+def test_guidance_zero_is_null_one_is_conditional_and_it_is_linear(diffusion):
+    condition = torch.cat([torch.full((2, 1, 1, 1), 0.5), torch.zeros(2, 1, 1, 1)])
+
+    def conditional_network(x, t):
+        return network(x, t) + condition[: len(x)]
+
+    x, t = torch.randn(2, 3, 4, 4), torch.tensor([10, 500])
+    alone = {
+        value: denoiser(diffusion, lambda x, t, v=value: network(x, t) + v)(x, t)
+        for value in (0.5, 0.0)
+    }
+    for scale, expected in (
+        (0.0, alone[0.0]),
+        (1.0, alone[0.5]),
+        (3.0, alone[0.0] + 3 * (alone[0.5] - alone[0.0])),
+    ):
+        guided = guided_denoiser(diffusion, conditional_network, scale)(x, t)
+        torch.testing.assert_close(guided, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_thresholds():
+    wide = torch.linspace(-4, 4, 1000).view(1, 1, 10, 100)
+    narrow = wide / 8
+
+    def same(x, t):
+        return x
+
+    t = torch.zeros(1, dtype=torch.int64)
+    assert clipped(same)(wide, t).abs().max() == 1
+    dynamic = dynamically_thresholded(same, 0.9)
+    assert dynamic(wide, t).abs().max() == 1
+    assert torch.equal(dynamic(narrow, t), narrow)  # in range already: not stretched
+    inner = dynamic(wide, t)[0, 0, 5, 0]
+    torch.testing.assert_close(inner, wide[0, 0, 5, 0] / torch.quantile(wide.abs(), 0.9))
