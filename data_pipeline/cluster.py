@@ -8,9 +8,10 @@ import re
 import shutil
 import socket
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ _SETTINGS = {
 }
 _POLL_SECONDS = 0.5
 _CONNECT_SECONDS = 5.0
-_START_ATTEMPTS = 3
+_START_SECONDS = 300.0
 _pools: dict[str, list[Any]] = {}  # actors kept for the life of this process's cluster
 
 R = TypeVar("R")
@@ -82,22 +83,62 @@ def _require_reachable(address: str) -> None:
 
 
 def _start(ray: Any, address: str | None, folder: str | None) -> None:
-    """Connects or starts; an embedded Ray whose start times out on a busy machine starts again."""
+    """Connects to the cluster at `address`, or starts one in `folder`."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         options["address"] = address
     else:
         options |= {"address": "local", "num_cpus": cores(), "include_dashboard": False}
         options |= {"object_store_memory": _OBJECT_STORE, "_temp_dir": folder}
-    for attempt in range(1, _START_ATTEMPTS + 1):
-        try:
+    try:
+        with _light_start() if folder else nullcontext():
             ray.init(**options)
-            return
-        except Exception as error:  # Ray raises bare Exception when its start times out
-            ray.shutdown()
-            if address or attempt == _START_ATTEMPTS:
-                where, why = address or "embedded Ray", " ".join(str(error).split())
-                raise UserError(f"{where}: Ray did not start ({why})") from error
+    except Exception as error:  # Ray raises bare Exception when its start times out
+        where, why = address or "embedded Ray", " ".join(str(error).split())
+        raise UserError(f"{where}: Ray did not start ({why})") from error
+
+
+@contextmanager
+def _light_start() -> Iterator[None]:
+    """Starts Ray without services that nobody here uses, and with patience.
+
+    Autoscaler, log monitor and API server are three Python processes of the five that a start
+    otherwise waits for. Ray gives a start 30 s, which two busy cores do not always make. Both are
+    beyond its options; a Ray that is built otherwise starts in its own way.
+    """
+    from ray._private import node, services
+
+    patches: list[tuple[Any, str, Any]] = [
+        (node.Node, name, lambda *_, **__: None)
+        for name in ("start_monitor", "start_log_monitor", "start_api_server")
+    ]
+    if hasattr(services, "get_node"):
+        patches.append((services, "get_node", _patient(services.get_node)))
+    patches = [patch for patch in patches if hasattr(patch[0], patch[1])]
+    before = [getattr(owner, name) for owner, name, _ in patches]
+    for owner, name, value in patches:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for (owner, name, _), value in zip(patches, before, strict=True):
+            setattr(owner, name, value)
+
+
+def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Asks again for a while where Ray's own question fails at once."""
+
+    def ask(*arguments: Any, **options: Any) -> Any:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return get_node(*arguments, **options)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    return ask
 
 
 def _session_folder() -> str:

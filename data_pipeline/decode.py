@@ -7,7 +7,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import simplejpeg
@@ -36,6 +36,8 @@ _HARMLESS = re.compile(
     r"|adobe color transform|sos parameters",
     re.IGNORECASE,
 )
+# Their decoders hold the picture more than twice; half the cap keeps all of it below 1 GB.
+_HEAVY = {("WEBP",), ("AVIF",), ("JPEG2000",)}
 _ORIENTATION = 0x0112
 Needed = Callable[[int, int], tuple[int, int]]  # (width, height) shown -> least sides wanted
 
@@ -160,6 +162,8 @@ def _turned(pixels: Pixels, orientation: int) -> Pixels:
 def _decode_other(data: bytes, formats: tuple[str, ...], limits: Limits, needed: Needed) -> Picture:
     image = Image.open(io.BytesIO(data), formats=formats)
     limits.check(*image.size)
+    if formats in _HEAVY:
+        replace(limits, max_pixels=limits.max_pixels // 2).check(*image.size)
     if formats == ("PNG",):
         _check_png(data)
     return _finish(image, limits, needed)

@@ -211,3 +211,10 @@ def test_scaled_decoding_equals_the_full_picture_averaged(
     got = fit(scaled.pixels, "center_crop", 128, False)
     full = whole(data).pixels[:, 128 : 128 + 768]
     assert psnr(got, cv2.resize(full, (128, 128), interpolation=cv2.INTER_AREA)) > 45
+
+
+def test_formats_that_need_more_memory_have_half_the_cap() -> None:
+    limits = Limits(60 * 60)
+    assert decode(saved(smooth(60, 60), "PNG"), limits, lambda w, h: (w, h)).width == 60
+    with pytest.raises(Rejection, match="the cap is 1800"):
+        decode(saved(smooth(60, 60), "WEBP"), limits, lambda w, h: (w, h))

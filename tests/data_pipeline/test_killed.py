@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import pytest
 from data_pipeline.scenes import write_scenes
 from data_pipeline.verify import verify
 
-ROWS, PER_SHARD = 900, 30
+ROWS, PER_SHARD = 600, 20
+CLIP = "random:4"
 Tree = Callable[[Path], dict[str, str]]
 
 
@@ -26,38 +28,31 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(corpus: Path, out: Path) -> list[str]:
-    options = ["--set", f"samples_per_shard={PER_SHARD}", "--clip", "random:4", "--json"]
-    return [
-        sys.executable,
-        "-m",
-        "data_pipeline",
-        "prepare",
-        str(corpus),
-        "--out",
-        str(out),
-        *options,
-    ]
+def command(corpus: Path, out: Path, clip: str) -> list[str]:
+    program = [sys.executable, "-m", "data_pipeline", "prepare", str(corpus), "--out", str(out)]
+    return [*program, "--set", f"samples_per_shard={PER_SHARD}", "--clip", clip, "--json"]
 
 
-def finish(corpus: Path, out: Path) -> dict[str, object]:
-    done = subprocess.run(command(corpus, out), capture_output=True, text=True, check=False)
+def finish(corpus: Path, out: Path, clip: str) -> Path:
+    done = subprocess.run(command(corpus, out, clip), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    result: dict[str, object] = json.loads(done.stdout)
-    return result
-
-
-@pytest.fixture(scope="module")
-def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed") / "dataset"
-    assert finish(corpus, out)["kept"] == ROWS
+    assert json.loads(done.stdout)["kept"] == ROWS
     return out
 
 
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The DATASET of a run that nothing happened to, by CLIP."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    none = finish(corpus, folder / "none", "none")
+    with_clip = Path(shutil.copytree(none, folder / "clip"))
+    return {"none": none, CLIP: finish(corpus, with_clip, CLIP)}
+
+
 @contextmanager
-def running(corpus: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
+def running(corpus: Path, out: Path, clip: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        command(corpus, out),
+        command(corpus, out, clip),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -73,7 +68,7 @@ def running(corpus: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Until the condition holds; fails when the process ends before."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while not condition():
         if process.poll() is not None:
             pytest.fail(f"ended too early: {process.communicate()[1]}")
@@ -103,19 +98,25 @@ def workers(driver: int, title: bytes) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("stage", "count"), [("pixels", 3), ("embedded", 2)])
+@pytest.mark.parametrize(("stage", "count", "clip"), [("pixels", 3, "none"), ("embedded", 2, CLIP)])
 def test_a_killed_driver_leaves_nothing_wrong(
-    corpus: Path, undisturbed: Path, tmp_path: Path, tree: Tree, stage: str, count: int
+    corpus: Path,
+    undisturbed: dict[str, Path],
+    tmp_path: Path,
+    tree: Tree,
+    stage: str,
+    count: int,
+    clip: str,
 ) -> None:
     out = tmp_path / "dataset"
-    with running(corpus, out) as process:
+    with running(corpus, out, clip) as process:
         wait_until(lambda: commits(out, stage) >= count, process)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert not (out / "dataset.json").exists()
     before = {p.name: p.stat().st_mtime_ns for p in (out / "shards").glob("*.tar")}
-    finish(corpus, out)
-    assert tree(out) == tree(undisturbed)
+    finish(corpus, out, clip)
+    assert tree(out) == tree(undisturbed[clip])
     assert not (out / ".work").exists()
     after = {p.name: p.stat().st_mtime_ns for p in (out / "shards").glob("*.tar")}
     kept = [name for name in before if after[name] == before[name]]
@@ -124,45 +125,52 @@ def test_a_killed_driver_leaves_nothing_wrong(
 
 
 def test_killed_workers_are_replaced(
-    corpus: Path, undisturbed: Path, tmp_path: Path, tree: Tree
+    corpus: Path, undisturbed: dict[str, Path], tmp_path: Path, tree: Tree
 ) -> None:
     out = tmp_path / "dataset"
-    with running(corpus, out) as process:
-        wait_until(lambda: bool(workers(process.pid, b"ray::_shard_task")), process)
-        for worker in workers(process.pid, b"ray::_shard_task"):
-            os.kill(worker, signal.SIGKILL)
-        wait_until(lambda: bool(workers(process.pid, b"ray::Embedder.embed")), process)
-        for worker in workers(process.pid, b"ray::Embedder.embed")[:1]:
-            os.kill(worker, signal.SIGKILL)
+    with running(corpus, out, CLIP) as process:
+        for title in (b"ray::_shard_task", b"ray::Embedder.embed"):
+            wait_until(lambda title=title: bool(workers(process.pid, title)), process)
+            for worker in workers(process.pid, title):
+                os.kill(worker, signal.SIGKILL)
         stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert json.loads(stdout)["kept"] == ROWS
-    assert tree(out) == tree(undisturbed)
+    assert tree(out) == tree(undisturbed[CLIP])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_it_stops_when_asked_and_goes_on(
-    corpus: Path, undisturbed: Path, tmp_path: Path, tree: Tree, number: signal.Signals, code: int
+    corpus: Path,
+    undisturbed: dict[str, Path],
+    tmp_path: Path,
+    tree: Tree,
+    number: signal.Signals,
+    code: int,
 ) -> None:
     out = tmp_path / "dataset"
-    with running(corpus, out) as process:
+    with running(corpus, out, "none") as process:
         wait_until(lambda: commits(out, "pixels") >= 2, process)
         os.kill(process.pid, number)
-        stderr = process.communicate(timeout=60)[1]
+        stderr = process.communicate(timeout=120)[1]
     assert process.returncode == code, stderr
     assert "Traceback" not in stderr
     assert "run the same command again" in stderr
     assert not (out / ".work").exists()
     assert not list(Path("/tmp").glob(f"ucray-{process.pid}-*"))
-    finish(corpus, out)
-    assert tree(out) == tree(undisturbed)
+    finish(corpus, out, "none")
+    assert tree(out) == tree(undisturbed["none"])
 
 
 def test_a_second_process_is_refused(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "dataset"
-    with running(corpus, out) as process:
+    with running(corpus, out, "none") as process:
         wait_until(lambda: commits(out, "pixels") >= 1, process)
-        second = subprocess.run(command(corpus, out), capture_output=True, text=True, check=False)
+        os.kill(process.pid, signal.SIGSTOP)  # so that it cannot finish before the second begins
+        second = subprocess.run(
+            command(corpus, out, "none"), capture_output=True, text=True, check=False
+        )
+        os.kill(process.pid, signal.SIGCONT)
     assert second.returncode == 2
     assert f"pid {process.pid}" in second.stderr
     assert second.stderr.count("\n") == 1
