@@ -83,19 +83,25 @@ def commits(out: Path, stage: str) -> int:
 
 
 def workers(driver: int, title: bytes) -> list[int]:
-    """Ray workers of the driver's own cluster whose title holds `title`."""
+    """Ray workers of the driver's own cluster whose title begins with `title`."""
     found = []
     for folder in Path("/proc").iterdir():
         try:
-            if (
-                folder.name.isdecimal()
-                and title in (folder / "cmdline").read_bytes()
-                and f"/ucray-{driver}-".encode() in (folder / "environ").read_bytes()
-            ):
-                found.append(int(folder.name))
+            titled = folder.name.isdecimal() and (folder / "cmdline").read_bytes().startswith(title)
         except OSError:
             continue
+        if titled and driver in ancestors(int(folder.name)):
+            found.append(int(folder.name))
     return found
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    while pid > 1:
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return
+        yield pid
 
 
 @pytest.mark.parametrize(("stage", "count", "clip"), [("pixels", 3, "none"), ("embedded", 2, CLIP)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,9 +132,13 @@ class Demo:
                 load_train_config(
                     self.configs / f"{name}.yaml",
                     [
-                        f"out={self.out / name}",
-                        f"data.paths=[{self._dataset('train')}]",
-                        *([f"clip={self.out / 'clip'}"] if name in ("prior", "decoder") else []),
+                        f"out={json.dumps(str(self.out / name))}",
+                        f"data.paths=[{json.dumps(str(self._dataset('train')))}]",
+                        *(
+                            [f"clip={json.dumps(str(self.out / 'clip'))}"]
+                            if name in ("prior", "decoder")
+                            else []
+                        ),
                     ],
                 )
             )
