@@ -62,7 +62,8 @@ def cluster(address: str | None = None) -> Iterator[Any]:
     folder = None if address else _session_folder()
     try:
         _start(ray, address, folder)
-        yield ray
+        with _messages_on_stderr():
+            yield ray
     finally:
         _pools.clear()
         with suppress(Exception):
@@ -123,6 +124,22 @@ def _light_start() -> Iterator[None]:
     finally:
         for (owner, name, _), value in zip(patches, before, strict=True):
             setattr(owner, name, value)
+
+
+@contextmanager
+def _messages_on_stderr() -> Iterator[None]:
+    """Ray tells of dead workers on standard output, which is for results alone."""
+    from ray._private import worker
+
+    tell = getattr(worker, "print_to_stdstream", None)
+    if tell is None:
+        yield
+        return
+    worker.print_to_stdstream = lambda data, *a, **k: tell({**data, "is_err": True}, *a, **k)
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = tell
 
 
 def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
