@@ -160,6 +160,8 @@ def _from_processes(data: StepData, workers: int, read_ahead: int) -> Iterator[l
         yield from loader
     except RuntimeError as error:
         raise UserError(f"data loader: {' '.join(str(error).split())}") from error
+    except (ConnectionError, EOFError) as error:  # it died with a batch half handed over
+        raise UserError(f"data loader: DataLoader worker is gone ({error})") from error
 
 
 def _begin_worker(number: int) -> None:
