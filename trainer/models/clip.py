@@ -23,12 +23,17 @@ WEIGHTS_NAME = "open_clip_model.safetensors"
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A vision transformer, in open_clip's terms."""
+    """A vision tower, in open_clip's terms: a transformer over patches, or with four `layers` a
+    ResNet (Radford et al. 2021, section 2.4), which learns shapes from far fewer pictures.
+
+    A ResNet's batch norms see one micro-batch of one rank: only without them is a step in several
+    micro-batches, or on several ranks, exactly the one on the whole batch.
+    """
 
     image_size: int
-    patch_size: int
     width: int
-    layers: int
+    layers: int | tuple[int, int, int, int]
+    patch_size: int = 16  # of a transformer
     head_width: int = 64
 
 

@@ -20,7 +20,9 @@ from trainer.models.clip import (
     weights_for_open_clip,
 )
 
-CONFIG = ClipConfig(16, VisionConfig(32, 16, 32, 2, 16), TextConfig(32, 2, 2, context_length=12))
+CONFIG = ClipConfig(
+    16, VisionConfig(32, 32, 2, head_width=16), TextConfig(32, 2, 2, context_length=12)
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +94,22 @@ def test_damaged_weights_are_one_line(saved, tmp_path):
     with pytest.raises(UserError, match="cannot be loaded") as caught:
         load_text_encoder(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_resnet_tower_is_open_clips_too(tmp_path):
+    vision = VisionConfig(32, 8, (1, 1, 1, 1), head_width=32)
+    config = ClipConfig(16, vision, CONFIG.text)
+    clip = Clip(config)
+    image = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    tokens = torch.tensor([[49406, 320, 49407] + [0] * 9]).expand(4, -1)
+    clip(normalise_pixels(image), tokens)  # moves the statistics of its batch norms
+    clip.eval()
+    save_file(weights_for_open_clip(clip.state_dict()), tmp_path / "open_clip_model.safetensors")
+    write_json(tmp_path / "open_clip_config.json", describe_for_open_clip(config))
+    theirs, side = load_clip(str(tmp_path))
+    assert side == 32
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.nn.functional.normalize(theirs.encode_image(normalise_pixels(image)), dim=-1),
+            clip(normalise_pixels(image), tokens).image,
+        )

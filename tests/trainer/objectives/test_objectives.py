@@ -16,7 +16,9 @@ from trainer.objectives.prior import PriorObjective, PriorObjectiveConfig
 from trainer.objectives.upsampler import UpsamplerObjective, UpsamplerObjectiveConfig
 from trainer.rng import SampleRandom
 
-CONFIG = ClipConfig(16, VisionConfig(32, 16, 32, 1, 16), TextConfig(32, 1, 2, context_length=12))
+CONFIG = ClipConfig(
+    16, VisionConfig(32, 32, 1, head_width=16), TextConfig(32, 1, 2, context_length=12)
+)
 COUNT = 512
 
 
