@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch import nn
 
@@ -30,6 +32,7 @@ from trainer.models.upsampler import Upsampler
 from trainer.objectives.base import Parts
 from trainer.objectives.clip import ClipObjective
 from trainer.objectives.decoder import DecoderObjective
+from trainer.objectives.negatives import OpposedCaptions
 from trainer.objectives.prior import PriorObjective
 from trainer.objectives.upsampler import UpsamplerObjective
 
@@ -38,7 +41,8 @@ OPEN_CLIP = Path("exports") / "open_clip"  # in a RUN of stage clip
 
 def build_clip(config: AnyTrainConfig, device: torch.device) -> Parts:
     """CLIP and its contrastive objective."""
-    return Parts(Clip(config.model), ClipObjective(config.objective, config.model))
+    opposed = _opposed_captions(config.objective.opposites)
+    return Parts(Clip(config.model), ClipObjective(config.objective, config.model, opposed))
 
 
 def build_prior(config: AnyTrainConfig, device: torch.device) -> Parts:
@@ -107,6 +111,15 @@ def _locate(clip: str) -> tuple[str, Path | None]:
         f"clip: got {clip!r}, expected a finished RUN of stage clip, a folder in open_clip's form, "
         "or MODEL:WEIGHTS_FILE"
     )
+
+
+def _opposed_captions(opposites: Mapping[str, str]) -> OpposedCaptions | None:
+    if not opposites:
+        return None
+    try:
+        return OpposedCaptions(opposites, SimpleTokenizer().encode)
+    except ValueError as error:
+        raise UserError(f"objective.opposites: {error}") from error
 
 
 def _text_encoder(config: AnyTrainConfig, device: torch.device) -> TextEncoder:

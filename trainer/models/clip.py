@@ -68,7 +68,8 @@ class ClipConfig:
 
 
 class ClipFeatures(NamedTuple):
-    """Both modalities' unit-length fp32 features [B, D], and the logit scale (a scalar)."""
+    """Unit-length fp32 features of pictures and of captions, [their number, D], and the logit scale
+    (a scalar)."""
 
     image: Tensor
     text: Tensor
@@ -84,10 +85,10 @@ class Clip(nn.Module):
         self.clip = open_clip.CLIP(**config.open_clip())
 
     def forward(self, image: Tensor, tokens: Tensor) -> ClipFeatures:
-        """image float [B, 3, S, S], normalised; tokens int64 [B, L]."""
+        """image float [B, 3, S, S], normalised; tokens int64 [any number, L]."""
         with fast_attention_of_others(image.device):
             image_features = self.clip.encode_image(image.to(self.clip.logit_scale.dtype))
-            text_features = self.clip.encode_text(tokens)
+            text_features = run_text_tower(self.clip, tokens)[1]
         return ClipFeatures(
             F.normalize(image_features.float(), dim=-1),
             F.normalize(text_features.float(), dim=-1),
@@ -138,10 +139,37 @@ def load_tokenizer(name: str) -> Tokenizer:
     return tokenizer
 
 
+def _text_tower(clip: nn.Module) -> Any:
+    """open_clip's two classes hold the same parts, one of them inside `text`."""
+    return getattr(clip, "text", clip)
+
+
+def _end(tokens: Tensor) -> Tensor:
+    """Place of the end token, which has the highest id. [B]"""
+    return tokens.argmax(dim=1)
+
+
+def run_text_tower(clip: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """tokens int64 [B, L] → states [B, longest caption, W] after the final norm, and their
+    projection at the end token [B, D], not normalised.
+
+    open_clip's encode_text; on a CPU without the padding after the longest caption: attention is
+    causal, so nothing before it changes. (A GPU would have to be waited for to know the length.)
+    """
+    tower, end = _text_tower(clip), _end(tokens)
+    length = int(end.max()) + 1 if tokens.device.type == "cpu" else tokens.shape[1]
+    hidden = tower.token_embedding(tokens[:, :length]) + tower.positional_embedding[:length]
+    mask = tower.attn_mask[:length, :length]
+    states = tower.ln_final(tower.transformer(hidden, attn_mask=mask))  # [B, length, W]
+    pooled = states[torch.arange(len(tokens), device=tokens.device), end]
+    projection = tower.text_projection
+    return states, projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+
+
 class TextStates(NamedTuple):
     """What a caption is to the prior and the decoder."""
 
-    states: Tensor  # [B, L, W], after the final layer norm
+    states: Tensor  # [B, L, W], after the final layer norm; undefined where the mask is False
     mask: Tensor  # bool [B, L], True up to the end token
     embedding: Tensor  # float32 [B, D], unit length
 
@@ -151,8 +179,7 @@ class TextEncoder:
 
     def __init__(self, clip: nn.Module, tokenizer: Tokenizer) -> None:
         self._clip = clip
-        # open_clip's two classes hold the same parts, one of them inside `text`.
-        self._tower: Any = getattr(clip, "text", clip)
+        self._tower = _text_tower(clip)
         if not hasattr(self._tower, "ln_final"):
             raise ValueError(
                 "clip: got a Hugging Face text tower, expected open_clip's transformer"
@@ -184,15 +211,10 @@ class TextEncoder:
     @torch.no_grad()
     def __call__(self, tokens: Tensor) -> TextStates:
         """tokens int64 [B, L]."""
-        tower = self._tower
-        hidden = tower.token_embedding(tokens) + tower.positional_embedding  # [B, L, W]
         with fast_attention_of_others(tokens.device):
-            states = tower.ln_final(tower.transformer(hidden, attn_mask=tower.attn_mask))
-        last = tokens.argmax(dim=1)  # the end token has the highest id
-        pooled = states[torch.arange(len(tokens), device=tokens.device), last]
-        projection = tower.text_projection
-        pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
-        mask = torch.arange(tokens.shape[1], device=tokens.device) <= last[:, None]
+            states, pooled = run_text_tower(self._clip, tokens)
+        states = F.pad(states, (0, 0, 0, tokens.shape[1] - states.shape[1]))  # [B, L, W]
+        mask = torch.arange(tokens.shape[1], device=tokens.device) <= _end(tokens)[:, None]
         return TextStates(states, mask, F.normalize(pooled.float(), dim=-1))
 
     def encode(self, captions: list[str]) -> TextStates:

@@ -12,6 +12,7 @@ from trainer.models.clip import Clip, ClipConfig, TextConfig, TextEncoder, Visio
 from trainer.objectives.clip import ClipObjective, ClipObjectiveConfig
 from trainer.objectives.conditions import drop_captions, to_pixels, to_signal
 from trainer.objectives.decoder import DecoderObjective, DecoderObjectiveConfig
+from trainer.objectives.negatives import OpposedCaptions
 from trainer.objectives.prior import PriorObjective, PriorObjectiveConfig
 from trainer.objectives.upsampler import UpsamplerObjective, UpsamplerObjectiveConfig
 from trainer.rng import SampleRandom
@@ -127,6 +128,10 @@ def test_dropped_captions_are_the_empty_one():
     assert out.tolist() == [[0, 1, 2], [7, 8, 9]]
 
 
+# Of the eight captions of `clip_batch` some hold a token below 256, some do not.
+OPPOSED = OpposedCaptions({str(i): str(i + 1) for i in range(1, 256)}, lambda word: [int(word)])
+
+
 def clip_batch(count: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
@@ -135,14 +140,16 @@ def clip_batch(count: int) -> Batch:
     return Batch(torch.arange(count), image, tokens)
 
 
-def clip_step(sizes: list[int], scale: float = 14.3) -> tuple[float, dict[str, torch.Tensor]]:
+def clip_step(
+    sizes: list[int], scale: float = 14.3, opposed: OpposedCaptions | None = None
+) -> tuple[float, dict[str, torch.Tensor]]:
     """Mean loss and gradients of one step over micro-batches of these sizes."""
     torch.manual_seed(0)
     clip = Clip(CONFIG)
     with torch.no_grad():
         clip.clip.logit_scale.fill_(math.log(scale))
     data, total = clip_batch(sum(sizes)), sum(sizes)
-    objective = ClipObjective(ClipObjectiveConfig(), CONFIG)
+    objective = ClipObjective(ClipObjectiveConfig(), CONFIG, opposed)
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     parts = [
         Batch(*(None if v is None else v[s : s + n] for v in vars(data).values()))
@@ -158,10 +165,11 @@ def clip_step(sizes: list[int], scale: float = 14.3) -> tuple[float, dict[str, t
     return value, {name: p.grad for name, p in clip.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("opposed", [None, OPPOSED])
 @pytest.mark.parametrize("sizes", [[4, 4], [3, 5], [2, 2, 2, 2]])
-def test_clip_in_micro_batches_is_clip_on_the_whole_batch(sizes):
-    whole, whole_grads = clip_step([8])
-    value, grads = clip_step(sizes)
+def test_clip_in_micro_batches_is_clip_on_the_whole_batch(sizes, opposed):
+    whole, whole_grads = clip_step([8], opposed=opposed)
+    value, grads = clip_step(sizes, opposed=opposed)
     assert value == pytest.approx(whole, rel=1e-5)
     assert grads.keys() == whole_grads.keys()
     for name, expected in whole_grads.items():

@@ -1,0 +1,41 @@
+"""Hard negative captions: the same caption with a word turned into its opposite.
+
+Among the captions of one batch hardly two differ in the relation alone, so a contrastive loss can
+fall to nothing while CLIP stays blind to it ("bags of words", Yuksekgonul et al. 2023, who exchange
+words of the caption; here a config lists the words that mean the opposite).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+
+class OpposedCaptions:
+    """Tokens of captions → those of the captions with every listed word replaced."""
+
+    def __init__(self, opposites: Mapping[str, str], encode: Callable[[str], list[int]]) -> None:
+        """`opposites`: word → its opposite, in one direction; `encode`: a word's token ids.
+
+        Raises:
+            ValueError: a word is not one token.
+        """
+        self._opposites = {
+            _one_token(word, encode): _one_token(other, encode) for word, other in opposites.items()
+        }
+
+    def __call__(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens int64 [B, L] → the rows int64 [K] that have an opposite, its tokens [K, L]."""
+        opposed = tokens.clone()
+        for token, other in self._opposites.items():
+            opposed.masked_fill_(tokens == token, other)
+        rows = (opposed != tokens).any(dim=1).nonzero()[:, 0]
+        return rows, opposed[rows]
+
+
+def _one_token(word: str, encode: Callable[[str], list[int]]) -> int:
+    tokens = encode(word)
+    if len(tokens) != 1:
+        raise ValueError(f"got {word!r}, expected a word that is one token to CLIP")
+    return tokens[0]
