@@ -8,10 +8,10 @@ import re
 import shutil
 import socket
 import tempfile
-import time
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +26,13 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
     "RAY_enable_open_telemetry": "0",
+    # Ray gives a start 30 s, which busy cores do not always make.
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_gcs_server_port_wait_time_s": "300",
 }
 _POLL_SECONDS = 0.5
 _CONNECT_SECONDS = 5.0
-_START_SECONDS = 300.0
+_LEAVE_SECONDS = 5.0  # for a start that nobody wants any more to come to its end
 _pools: dict[str, list[Any]] = {}  # actors kept for the life of this process's cluster
 
 R = TypeVar("R")
@@ -48,7 +51,8 @@ def cluster(address: str | None = None) -> Iterator[Any]:
     block. Blocks may be nested: the outermost owns the cluster, so several steps share one start.
 
     Raises:
-        UserError: no cluster answers at `address`.
+        UserError: no cluster answers at `address`, or none can be started.
+        KeyboardInterrupt, Stopped: asked to stop while Ray started.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -59,17 +63,62 @@ def cluster(address: str | None = None) -> Iterator[Any]:
         return
     if address:
         _require_reachable(address)
-    folder = None if address else _session_folder()
+    holder = _Holder(ray, address)
     try:
-        _start(ray, address, folder)
+        holder.begin()
         with _messages_on_stderr():
             yield ray
     finally:
         _pools.clear()
+        holder.end()
+
+
+class _Holder(threading.Thread):
+    """Starts Ray, keeps it and ends it, so that signals find the main thread free.
+
+    Ray's start waits in C++, where Python runs no signal handlers, and on the main thread it puts
+    a SIGTERM handler of its own in the place of whatever is there. One thread does all of it,
+    because the kernel ends Ray's processes with the thread that started them.
+    """
+
+    def __init__(self, ray: Any, address: str | None) -> None:
+        super().__init__(name="ray", daemon=True)
+        self._ray, self._address = ray, address
+        self._folder = None if address else _session_folder()
+        self._there, self._over = threading.Event(), threading.Event()
+        self._error: BaseException | None = None
+
+    def begin(self) -> None:
+        """Returns when Ray is there.
+
+        Raises:
+            UserError: it did not start.
+            KeyboardInterrupt, Stopped: asked to stop meanwhile.
+        """
+        with StopFlag() as stop:
+            self.start()
+            while not self._there.wait(_POLL_SECONDS) and not stop.requested:
+                pass
+        stop.raise_if_requested()
+        if self._error is not None:
+            raise self._error
+
+    def end(self) -> None:
+        """Returns when Ray is gone; one that is stuck in its start ends with this process."""
+        self._over.set()
+        self.join(None if self._there.is_set() else _LEAVE_SECONDS)
+
+    def run(self) -> None:
+        try:
+            _start(self._ray, self._address, self._folder)
+        except BaseException as error:  # raised where it is waited for
+            self._error = error
+        self._there.set()
+        self._over.wait()
         with suppress(Exception):
-            ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+            self._ray.shutdown()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _require_reachable(address: str) -> None:
@@ -91,44 +140,20 @@ def _start(ray: Any, address: str | None, folder: str | None) -> None:
     else:
         options |= {"address": "local", "num_cpus": cores(), "include_dashboard": False}
         options |= {"object_store_memory": _OBJECT_STORE, "_temp_dir": folder}
+    logging.getLogger("ray").setLevel(logging.ERROR)  # its start warns before it looks at options
     try:
-        with _light_start() if folder else nullcontext():
-            ray.init(**options)
+        ray.init(**options)
     except Exception as error:  # Ray raises bare Exception when its start times out
         where, why = address or "embedded Ray", " ".join(str(error).split())
         raise UserError(f"{where}: Ray did not start ({why})") from error
 
 
 @contextmanager
-def _light_start() -> Iterator[None]:
-    """Starts Ray without services that nobody here uses, and with patience.
-
-    Autoscaler, log monitor and API server are three Python processes of the five that a start
-    otherwise waits for. Ray gives a start 30 s, which two busy cores do not always make. Both are
-    beyond its options; a Ray that is built otherwise starts in its own way.
-    """
-    from ray._private import node, services
-
-    patches: list[tuple[Any, str, Any]] = [
-        (node.Node, name, lambda *_, **__: None)
-        for name in ("start_monitor", "start_log_monitor", "start_api_server")
-    ]
-    if hasattr(services, "get_node"):
-        patches.append((services, "get_node", _patient(services.get_node)))
-    patches = [patch for patch in patches if hasattr(patch[0], patch[1])]
-    before = [getattr(owner, name) for owner, name, _ in patches]
-    for owner, name, value in patches:
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for (owner, name, _), value in zip(patches, before, strict=True):
-            setattr(owner, name, value)
-
-
-@contextmanager
 def _messages_on_stderr() -> Iterator[None]:
-    """Ray tells of dead workers on standard output, which is for results alone."""
+    """Ray tells of dead workers on standard output, which is for results alone.
+
+    It has no option for it; a Ray that is built otherwise tells where it likes.
+    """
     from ray._private import worker
 
     tell = getattr(worker, "print_to_stdstream", None)
@@ -140,22 +165,6 @@ def _messages_on_stderr() -> Iterator[None]:
         yield
     finally:
         worker.print_to_stdstream = tell
-
-
-def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:
-    """Asks again for a while where Ray's own question fails at once."""
-
-    def ask(*arguments: Any, **options: Any) -> Any:
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            try:
-                return get_node(*arguments, **options)
-            except RuntimeError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-
-    return ask
 
 
 def _session_folder() -> str:

@@ -220,7 +220,7 @@ def embed_all(
         return actor.embed.remote(clip, str(root.absolute()), shard, name, token)
 
     done = sum(kept) - sum(kept[s] for s in todo)
-    with Progress("embeddings", total=sum(kept), unit="samples", initial=done) as bar:
+    with Progress(f"embed {root.name}", total=sum(kept), unit="samples", initial=done) as bar:
         for shard in todo:
             commit = commits[shard]
             if commit is not None and not kept[shard]:

@@ -147,7 +147,7 @@ def _make_pixels(
         return task.remote(shared, todo[shard], str(out.absolute()), tokens[shard])
 
     limit = _TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    with Progress("prepare", total=total, unit="samples", initial=total - left) as bar:
+    with Progress(f"prepare {out.name}", total=total, unit="samples", initial=total - left) as bar:
         for note in (note for source in found for note in source.notes):
             bar.log(note)
         rejected = 0

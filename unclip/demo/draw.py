@@ -16,6 +16,7 @@ from trainer.objectives.conditions import to_pixels
 from trainer.rng import SampleRandom
 from trainer.sampling.cascade import Cascade
 
+from .config import Sampling
 from .heldout import Pairs
 
 Condition = Callable[[Cascade, Pairs, SampleRandom], tuple[Tensor, TextStates, bool]]
@@ -61,21 +62,28 @@ def no_text(
 
 
 def draw(
-    cascade: Cascade, pairs: Pairs, condition: Condition, seed: int, batch: int, path: Path
+    cascade: Cascade,
+    pairs: Pairs,
+    condition: Condition,
+    sampling: Sampling,
+    path: Path,
+    bar: Progress,
 ) -> Tensor:
-    """The final pictures, uint8 [N, 3, S, S]; kept in `path` (npy) from an earlier call."""
+    """The final pictures, uint8 [N, 3, S, S]; kept in `path` (npy) from an earlier call.
+
+    `bar` counts those that are drawn now.
+    """
     if path.is_file():
         return torch.from_numpy(np.load(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = []
-    with Progress(f"draw {path.stem}", len(pairs), "pictures") as bar:
-        for first in range(0, len(pairs), batch):
-            part = pairs.take(range(first, min(first + batch, len(pairs))))
-            random = cascade.random(seed, first, len(part))
-            z_i, text, keep = condition(cascade, part, random)
-            small = cascade.decode(z_i, text, random, keep)
-            pictures.append(to_pixels(cascade.upsample(small, random)).cpu())
-            bar.advance(len(part))
+    for first in range(0, len(pairs), sampling.batch):
+        part = pairs.take(range(first, min(first + sampling.batch, len(pairs))))
+        random = cascade.random(sampling.seed, first, len(part))
+        z_i, text, keep = condition(cascade, part, random)
+        small = cascade.decode(z_i, text, random, keep)
+        pictures.append(to_pixels(cascade.upsample(small, random)).cpu())
+        bar.advance(len(part))
     result = torch.cat(pictures)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, result.numpy())

@@ -58,14 +58,13 @@ def scene_scores(pictures: Tensor, pairs: Pairs) -> dict[str, Any]:
 
 
 def control_scores(
-    cascade: Cascade, pairs: Pairs, config: DemoConfig, folder: Path
+    cascade: Cascade, pairs: Pairs, config: DemoConfig, folder: Path, bar: Progress
 ) -> dict[str, Any]:
     """Scene scores with the decoder's conditions changed, on the same captions and noise."""
-    sampling = config.sampling
     scores = {}
     for name, condition in CONTROLS.items():
         path = folder / f"control_{name}.npy"
-        pictures = draw(cascade, pairs, condition, sampling.seed, sampling.batch, path)
+        pictures = draw(cascade, pairs, condition, config.sampling, path, bar)
         found = scene_scores(pictures, pairs)
         scores[name] = {group: value["seen"] for group, value in found.items()}
     return {**scores, "count": len(pairs)}
@@ -81,26 +80,27 @@ def prior_scores(cascade: Cascade, pairs: Pairs, train: Path, config: DemoConfig
     return asdict(scores)
 
 
-def upsampler_scores(cascade: Cascade, pairs: Pairs, count: int, seed: int) -> dict[str, Any]:
-    """PSNR on true held-out pictures, beside that of bicubic enlargement."""
+def upsampler_scores(
+    cascade: Cascade, pairs: Pairs, count: int, seed: int, bar: Progress
+) -> dict[str, Any]:
+    """PSNR on `count` true held-out pictures, beside that of bicubic enlargement."""
     scores = {}
-    with Progress("measure upsamplers", len(cascade.upsamplers), "upsamplers") as bar:
-        for part in cascade.upsamplers:
-            objective = part.config.objective
-            true = to_signal(pairs.pictures(objective.image_size, count)).to(cascade.device)
-            small = shrink(true, objective.factor)
-            made = []
-            for first in range(0, len(small), _MEASURED_AT_ONCE):
-                few = small[first : first + _MEASURED_AT_ONCE]
-                random = cascade.random(seed, first, len(few))
-                made.append(cascade.upsample_once(part, few, random, "measure"))
-            bicubic = enlarge(small, objective.factor).clamp(-1, 1)
-            scores[Path(part.settings.run).name] = {
-                "psnr": float(psnr(torch.cat(made), true).mean()),
-                "psnr_bicubic": float(psnr(bicubic, true).mean()),
-                "count": len(true),
-            }
-            bar.advance(1)
+    for part in cascade.upsamplers:
+        objective = part.config.objective
+        true = to_signal(pairs.pictures(objective.image_size, count)).to(cascade.device)
+        small = shrink(true, objective.factor)
+        made = []
+        for first in range(0, len(small), _MEASURED_AT_ONCE):
+            few = small[first : first + _MEASURED_AT_ONCE]
+            random = cascade.random(seed, first, len(few))
+            made.append(cascade.upsample_once(part, few, random, "measure"))
+            bar.advance(len(few))
+        bicubic = enlarge(small, objective.factor).clamp(-1, 1)
+        scores[Path(part.settings.run).name] = {
+            "psnr": float(psnr(torch.cat(made), true).mean()),
+            "psnr_bicubic": float(psnr(bicubic, true).mean()),
+            "count": len(true),
+        }
     return scores
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,14 @@ from base.config import dump_config, fingerprint
 from base.errors import UserError
 from base.files import read_json, write_atomic, write_json
 from base.lease import Lease
+from base.progress import Progress
+from data_pipeline.clip_spec import find_clip
+from data_pipeline.cluster import cluster
 from data_pipeline.config import PrepareConfig
-from data_pipeline.embed import embed
+from data_pipeline.embed import embed, is_embedded
 from data_pipeline.pipeline import prepare
 from data_pipeline.scenes import Split, write_scenes
+from data_pipeline.schema.dataset import DATASET_FILE, read_dataset
 from trainer.loop import train
 from trainer.sampling.cascade import Cascade, load_cascade
 from trainer.sampling.config import CascadeConfig, DecoderPart, PartConfig, PriorPart
@@ -26,6 +31,7 @@ from trainer.stages import load_train_config
 from .config import RUNS, DemoConfig, config_folder, load_demo_config
 from .draw import draw, from_caption
 from .evaluate import (
+    CONTROLS,
     clip_scores,
     control_scores,
     prior_scores,
@@ -36,6 +42,7 @@ from .heldout import Pairs, balanced, read_pairs
 from .report import versions, write_pictures, write_report
 from .split import split_pairs
 
+_STAGES = ("corpus", "prepare", "clip", "embed", *RUNS[1:], "pictures", "report")
 _SPLITS: tuple[Split, ...] = ("train", "heldout", "unseen")
 _STORED = PrepareConfig(samples_per_shard=1000)
 _STORED_OWN = PrepareConfig(samples_per_shard=1000, mode="border")  # nothing is cut off
@@ -89,11 +96,11 @@ class Demo:
         """All stages."""
         with self._timed("corpus"):
             self._corpus()
-        with self._timed("prepare"):
+        with self._timed("prepare"), self._ray(not all(map(self._is_prepared, self.splits))):
             for split in self.splits:
                 self._prepare(split)
         self._train("clip")
-        with self._timed("embed"):
+        with self._timed("embed"), self._ray(not all(map(self._is_embedded, self.splits))):
             for split in self.splits:
                 embed(self._dataset(split), str(self.out / "clip"))
         for name in ("prior", "decoder", "up64", "up256"):
@@ -122,6 +129,18 @@ class Demo:
         source = self.out / "input" / (split if self.data is None else f"{split}.parquet")
         stored = _STORED if self.data is None else _STORED_OWN
         prepare([source], self._dataset(split), "none", stored)
+
+    @staticmethod
+    def _ray(needed: bool) -> AbstractContextManager[object]:
+        """One Ray for all splits of a stage; it is gone before training wants cores and memory."""
+        return cluster() if needed else nullcontext()
+
+    def _is_prepared(self, split: Split) -> bool:
+        return (self._dataset(split) / DATASET_FILE).is_file()
+
+    def _is_embedded(self, split: Split) -> bool:
+        dataset = self._dataset(split)
+        return is_embedded(dataset, read_dataset(dataset), find_clip(str(self.out / "clip")))
 
     def _dataset(self, split: Split) -> Path:
         return self.out / "data" / split
@@ -166,39 +185,52 @@ class Demo:
         cascade = load_cascade(self.out)
         limits, sampling = self.config.report, self.config.sampling
         heldout = read_pairs(self._dataset("heldout"), self._truth("heldout"))
-        if self.data is None:
-            final = balanced(heldout, limits.single, limits.pair)
-        else:
-            final = heldout.take(range(min(len(heldout), limits.single + limits.pair)))
-        pictures = draw(
-            cascade, final, from_caption, sampling.seed, sampling.batch, self._drawn("final")
-        )
-        prior = prior_scores(cascade, final, self._dataset("train"), self.config)
-        shown = min(limits.shown, len(final))
-        chosen = _spread(len(final), shown)
-        write_pictures(pictures[chosen], final.take(chosen).captions, self.out / "pictures.png")
-        return {
-            **self._scene_results(cascade, final),
-            "prior": prior,
-            "prior_cosine": prior["cosine"],
-            "prior_recall_at_1": prior["recall_at_1"],
-            "upsamplers": upsampler_scores(
-                cascade, heldout, min(limits.upsampled, len(heldout)), sampling.seed
-            ),
-            "clip_score": clip_scores(cascade, pictures, final),
-        }
+        final, unseen = self._judged(heldout)
+        measured = min(limits.upsampled, len(heldout))
+        counts = self._counts(final, unseen)
+        drawn = sum(count for name, count in counts.items() if self._drawn(name).is_file())
+        total = sum(counts.values()) + measured * len(cascade.upsamplers)
+        with Progress("pictures", total, "pictures", drawn) as bar:
+            pictures = draw(cascade, final, from_caption, sampling, self._drawn("final"), bar)
+            prior = prior_scores(cascade, final, self._dataset("train"), self.config)
+            chosen = _spread(len(final), min(limits.shown, len(final)))
+            write_pictures(pictures[chosen], final.take(chosen).captions, self.out / "pictures.png")
+            return {
+                **self._scene_results(cascade, final, unseen, bar),
+                "prior": prior,
+                "prior_cosine": prior["cosine"],
+                "prior_recall_at_1": prior["recall_at_1"],
+                "upsamplers": upsampler_scores(cascade, heldout, measured, sampling.seed, bar),
+                "clip_score": clip_scores(cascade, pictures, final),
+            }
 
-    def _scene_results(self, cascade: Cascade, final: Pairs) -> dict[str, Any]:
-        """Scene scores and controls; none for pictures that nobody can read a scene from."""
+    def _judged(self, heldout: Pairs) -> tuple[Pairs, Pairs | None]:
+        """The pairs whose captions are drawn, and scenes of unseen combinations."""
+        limits = self.config.report
         if self.data is not None:
+            return heldout.take(range(min(len(heldout), limits.single + limits.pair))), None
+        unseen = read_pairs(self._dataset("unseen"), self._truth("unseen"))
+        final = balanced(heldout, limits.single, limits.pair)
+        return final, unseen.take(range(min(limits.unseen, len(unseen))))
+
+    def _counts(self, final: Pairs, unseen: Pairs | None) -> dict[str, int]:
+        """How many pictures are drawn under which name."""
+        if unseen is None:
+            return {"final": len(final)}
+        controls = min(self.config.report.controls, len(final))
+        drawn = {"final": len(final), "unseen": len(unseen)}
+        return drawn | {f"control_{name}": controls for name in CONTROLS}
+
+    def _scene_results(
+        self, cascade: Cascade, final: Pairs, unseen: Pairs | None, bar: Progress
+    ) -> dict[str, Any]:
+        """Scene scores and controls; none for pictures that nobody can read a scene from."""
+        if unseen is None:
             return {"scores": None, "controls": None}
         limits, sampling = self.config.report, self.config.sampling
-        unseen = read_pairs(self._dataset("unseen"), self._truth("unseen"))
-        unseen = unseen.take(range(min(limits.unseen, len(unseen))))
         judged = {}
         for name, pairs in (("final", final), ("unseen", unseen)):
-            path = self._drawn(name)
-            pictures = draw(cascade, pairs, from_caption, sampling.seed, sampling.batch, path)
+            pictures = draw(cascade, pairs, from_caption, sampling, self._drawn(name), bar)
             judged[name] = scene_scores(pictures, pairs)
         controls = final.take(_spread(len(final), min(limits.controls, len(final))))
         return {
@@ -212,7 +244,7 @@ class Demo:
                 }
                 for group, value in judged["final"].items()
             },
-            "controls": control_scores(cascade, controls, self.config, self.out / "pictures"),
+            "controls": control_scores(cascade, controls, self.config, self.out / "pictures", bar),
         }
 
     def _truth(self, split: Split) -> tuple[int, Split] | None:
@@ -222,6 +254,7 @@ class Demo:
         return self.out / "pictures" / f"{name}.npy"
 
     def _report(self, results: dict[str, Any]) -> dict[str, Any]:
+        _announce("report")
         report = {
             "version": 1,
             "data": None if self.data is None else str(self.data),
@@ -241,6 +274,7 @@ class Demo:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
+        _announce(stage)
         begun = time.monotonic()
         try:
             yield
@@ -248,6 +282,10 @@ class Demo:
             spent = self._seconds.get(stage, 0.0) + time.monotonic() - begun
             self._seconds[stage] = round(spent, 2)
             write_json(self.out / "seconds.json", self._seconds)
+
+
+def _announce(stage: str) -> None:
+    print(f"[{_STAGES.index(stage) + 1}/{len(_STAGES)}] {stage}", file=sys.stderr, flush=True)
 
 
 def _spread(total: int, count: int) -> list[int]:
