@@ -47,10 +47,12 @@ def train(
 
     Alone, under torchrun or under srun. Ctrl-C and SIGTERM save first.
     """
+    from trainer.engine.processes import group_scope
     from trainer.loop import train as run_training
     from trainer.stages import load_train_config
 
-    result = run_training(load_train_config(config, override or ()))
+    with group_scope():
+        result = run_training(load_train_config(config, override or ()))
     if json:
         emit_json(result)
     else:

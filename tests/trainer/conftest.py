@@ -46,7 +46,10 @@ def deepspeed_ready() -> None:
         "from trainer.config import OptimConfig;"
         "from trainer.engine.base import Setup;"
         "from trainer.engine.deepspeed import DeepSpeedEngine as E;"
-        "E(nn.Linear(2, 2), OptimConfig(), Setup('fp32', 1, lambda w: 1), device('cpu'))"
+        "from trainer.engine.processes import group_scope;"
+        "scope = group_scope(); scope.__enter__();"
+        "E(nn.Linear(2, 2), OptimConfig(), Setup('fp32', 1, lambda w: 1), device('cpu')).close();"
+        "scope.__exit__(None, None, None)"
     )
     subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment(), check=True, timeout=500

@@ -19,7 +19,7 @@ from torch import Tensor
 from trainer.engine.base import Flat
 from trainer.engine.deepspeed import DeepSpeedEngine
 from trainer.engine.open import open_engine
-from trainer.engine.processes import environment_rank
+from trainer.engine.processes import environment_rank, group_scope
 from trainer.loader.samples import SampleReader, gather_positions
 from trainer.loader.steps import Plan
 from trainer.loop import build_parts, train
@@ -119,4 +119,5 @@ def assembled(engine: DeepSpeedEngine, flats: list[Flat]) -> dict[str, dict[str,
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    with group_scope():
+        main(Path(sys.argv[1]), Path(sys.argv[2]))

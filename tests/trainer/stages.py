@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from trainer.config import AnyTrainConfig
+from trainer.engine.processes import group_scope
 from trainer.loop import train
 from trainer.stages import load_train_config
 
@@ -42,4 +43,5 @@ def main(data: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    with group_scope():
+        main(Path(sys.argv[1]), Path(sys.argv[2]))

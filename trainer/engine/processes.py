@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -83,6 +87,43 @@ def _local_rank() -> int:
 def is_joined() -> bool:
     """Whether this process is in a process group already."""
     return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def group_scope() -> Iterator[None]:
+    """A process group that is made in the block ends with it; one that was there before stays.
+
+    Around all the training that a process does: processes cannot meet a second time at the same
+    address. An error that is not the user's may come in the middle of a collective, and leaving
+    would wait for the others: then the process ends at once, and the launcher ends them.
+    """
+    given = is_joined()
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):  # agreed on by all, or found between two steps
+        if not given:
+            _leave()
+        raise
+    if not given:
+        _leave()
+
+
+def _leave() -> None:
+    """Leave the process group; its threads have let go of every tensor, and most have ended.
+
+    A gloo thread may hold the last reference to a tensor for a moment after its collective is done.
+    When the interpreter has begun to end by then, letting go of it aborts the process (SIGABRT,
+    "terminate called without an active exception"), with all its work done: PyTorch #190489.
+    """
+    if not is_joined():
+        return
+    comm: Any = sys.modules.get("deepspeed.comm.comm")
+    if comm is not None and comm.is_initialized():
+        comm.destroy_process_group()  # torch's, and what DeepSpeed keeps of it
+    else:
+        dist.destroy_process_group()
+    gc.collect()  # the last reference ends the threads, and engines are cycles
+    time.sleep(0.1)  # ZeRO 3 never drops its last one; so its threads get the lock once more
 
 
 def _free_port() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -70,10 +70,9 @@ class Loader:
     def __init__(self, plan: Plan, workers: int, read_ahead: int) -> None:
         self.waited = 0.0
         data = StepData(plan)
-        self._source: Iterator[list[Batch]]
-        self._thread: _ReadAhead | None = None
+        self._source: _ReadAhead | Generator[list[Batch]]
         if workers == 0:
-            self._source = self._thread = _ReadAhead(data, read_ahead)
+            self._source = _ReadAhead(data, read_ahead)
         else:
             self._source = _from_processes(data, workers, read_ahead)
 
@@ -100,9 +99,7 @@ class Loader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._thread is not None:
-            self._thread.close()
-        self._source = iter(())  # lets worker processes go
+        self._source.close()  # ends the thread, or the worker processes
 
 
 class _ReadAhead(Iterator[list[Batch]]):
@@ -147,7 +144,7 @@ class _ReadAhead(Iterator[list[Batch]]):
             return
 
 
-def _from_processes(data: StepData, workers: int, read_ahead: int) -> Iterator[list[Batch]]:
+def _from_processes(data: StepData, workers: int, read_ahead: int) -> Generator[list[Batch]]:
     loader = DataLoader(
         data,
         batch_size=None,
