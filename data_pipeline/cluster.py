@@ -32,7 +32,7 @@ _SETTINGS = {
 }
 _POLL_SECONDS = 0.5
 _CONNECT_SECONDS = 5.0
-_LEAVE_SECONDS = 5.0  # for a start that nobody wants any more to come to its end
+_LEAVE_SECONDS = 3.0  # for a start that nobody wants any more to come to its end
 _pools: dict[str, list[Any]] = {}  # actors kept for the life of this process's cluster
 
 R = TypeVar("R")

@@ -1,41 +1,104 @@
-"""The demo at micro scale: a complete report, and refusals in one line."""
+"""The demo at micro scale: whatever interrupts it, the same command ends with the same report."""
 
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from base.errors import UserError
+from unclip.demo.run import run_demo
 
 ROOT = Path(__file__).resolve().parents[2]
 MICRO = ROOT / "configs" / "micro"
 RUNS = ("clip", "prior", "decoder", "up64", "up256")
+STAGES = ("corpus", "prepare", "clip", "embed", *RUNS[1:], "pictures", "report")
 SCORES = {"background", "relation", "colour", "shape", "single_all", "pair_all"}
+CONTROLS = {"prior", "true_embedding", "foreign_embedding", "no_embedding", "no_text"}
+
+pytestmark = pytest.mark.timeout(1800)
 
 
-def start(out: Path, *arguments: object) -> subprocess.Popen[str]:
-    """The demo in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "unclip", "demo", "--config", MICRO, "--out", out, "--json"]
-        + [str(argument) for argument in arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+class Demo:
+    """The demo in a session of its own, as a terminal starts it."""
+
+    def __init__(self, out: Path, *arguments: object) -> None:
+        self.log = out.parent / f"{out.name}.{time.monotonic_ns()}.log"
+        command = [sys.executable, "-m", "unclip", "demo", "--config", MICRO, "--out", out]
+        with self.log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [str(part) for part in (*command, "--json", *arguments)],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+
+    @property
+    def errors(self) -> str:
+        """What it has told so far."""
+        return self.log.read_text()
+
+    def report(self) -> dict[str, Any]:
+        """The report of a demo that ends well."""
+        output, _ = self.process.communicate(timeout=1500)
+        assert self.process.returncode == 0, self.errors[-4000:]
+        report: dict[str, Any] = json.loads(output)
+        return report
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something to happen while it runs."""
+        deadline = time.monotonic() + 900
+        while not condition():
+            assert self.process.poll() is None, self.errors[-4000:]
+            assert time.monotonic() < deadline, self.errors[-4000:]
+            time.sleep(0.005)
+
+    def until_stage(self, stage: str) -> None:
+        self.until(lambda: f"] {stage}\n" in self.errors)
+
+    def end(self, number: signal.Signals) -> int:
+        """Signal it, as a terminal or a scheduler does; its exit code."""
+        if number is signal.SIGINT:
+            os.killpg(self.process.pid, number)  # Ctrl-C reaches everything on the terminal
+        else:
+            self.process.send_signal(number)
+        self.process.communicate(timeout=300)
+        return self.process.returncode
+
+    def wait_for_children(self) -> None:
+        """Until nothing is left of what it started."""
+        deadline = time.monotonic() + 300
+        while left := members(self.process.pid):
+            assert time.monotonic() < deadline, f"still there: {left}"
+            time.sleep(0.05)
 
 
-def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The report of a demo that ends well."""
-    output, errors = process.communicate(timeout=500)
-    assert process.returncode == 0, errors[-4000:]
-    report: dict[str, Any] = json.loads(output)
-    return report
+def members(session: int) -> list[str]:
+    """Processes of a session, dead ones that nobody has waited for left out."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            name, _, rest = (folder / "stat").read_text().rpartition(")")
+        except OSError:
+            continue
+        state, _, _, its_session = rest.split()[:4]
+        if int(its_session) == session and state not in "ZX":
+            found.append(name)
+    return found
 
 
 def comparable(report: dict[str, Any]) -> dict[str, Any]:
@@ -43,11 +106,31 @@ def comparable(report: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report.items() if key != "seconds"}
 
 
+def results(out: Path) -> dict[str, str]:
+    """SHA-256 of corpus, data, weights of every checkpoint, and pictures.
+
+    Plans are left out: they name the inputs by their paths.
+    """
+    patterns = ("input/**/*", "data/*/shards/*", "data/*/metadata/*", "data/*/rejected/*")
+    patterns += ("data/*/*_emb/*", "*/checkpoints/*/slices/*", "*/latest", "clip/exports/**/*")
+    patterns += ("pictures/*", "pictures.png", "cascade.yaml")
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for pattern in patterns
+        for path in out.glob(pattern)
+        if path.is_file()
+    }
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A demo that nothing interrupted, and its report."""
-    out = tmp_path_factory.mktemp("demo") / "whole"
-    return out, finish(start(out))
+    out = tmp_path_factory.mktemp("whole") / "demo"
+    demo = Demo(out)
+    report = demo.report()
+    told = [line.split()[1] for line in demo.errors.splitlines() if line.startswith("[")]
+    assert told == list(STAGES)
+    return out, report
 
 
 def test_the_report_for_programs(whole: tuple[Path, dict[str, Any]]) -> None:
@@ -58,12 +141,10 @@ def test_the_report_for_programs(whole: tuple[Path, dict[str, Any]]) -> None:
         assert {"seen", "unseen", "count"} <= set(score)
         assert 0 <= score["seen"] <= 1
     assert report["scores"]["background"]["count"] == 18
-    assert {"true_embedding", "foreign_embedding", "no_embedding", "no_text"} <= set(
-        report["controls"]
-    )
+    assert set(report["controls"]) == CONTROLS | {"count"}
     assert -1 <= report["prior_cosine"] <= 1
     assert 0 <= report["prior_recall_at_1"] <= 1
-    assert set(RUNS) <= set(report["seconds"])
+    assert set(report["seconds"]) == {*STAGES[:-1], "total"}
     assert report["versions"]["python"].startswith("3.")
 
 
@@ -83,22 +164,98 @@ def test_again_does_nothing_again(whole: tuple[Path, dict[str, Any]]) -> None:
     watched = [*out.glob("*/checkpoints/*/manifest.json"), *out.glob("data/*/shards/*.tar")]
     before = {path: path.stat().st_mtime_ns for path in watched}
     assert len(before) >= len(RUNS) + 3
-    assert comparable(finish(start(out))) == comparable(report)
+    assert comparable(Demo(out).report()) == comparable(report)
     assert {path: path.stat().st_mtime_ns for path in watched} == before
+
+
+# Files that appear while a stage is at work; where there is none, its beginning is the moment.
+MOMENTS = {
+    "corpus": "input/train/.work",
+    "prepare": "data/train/plan/plan.parquet",
+    "clip": "clip/checkpoints/000000000064/manifest.json",
+    "prior": "prior/checkpoints/000000000064/manifest.json",
+    "decoder": "decoder/config.yaml",
+    "up64": "up64/checkpoints/*",
+    "pictures": "pictures/final.npy",
+}
+
+
+def test_killed_in_every_stage(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, killed = tmp_path / "demo", list[Demo]()
+    for stage in STAGES:
+        demo = Demo(out)
+        demo.until_stage(stage)
+        if stage in MOMENTS:
+            demo.until(lambda pattern=MOMENTS[stage]: any(out.glob(pattern)))  # type: ignore[misc]
+        assert demo.end(signal.SIGKILL) == -signal.SIGKILL
+        killed.append(demo)
+    for demo in killed:
+        demo.wait_for_children()
+    assert comparable(Demo(out).report()) == comparable(whole[1])
+    assert results(out) == results(whole[0])
+
+
+def test_stopped_while_ray_starts_while_it_runs_and_while_drawing(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "demo"
+    dataset, stopped = out / "data" / "train", list[int]()
+    moments: list[tuple[str, str, signal.Signals, int]] = [
+        ("prepare", "input", signal.SIGTERM, 75),  # Ray starts
+        ("prepare", "input", signal.SIGINT, 130),
+        ("prepare", "data/train/plan/plan.parquet", signal.SIGTERM, 75),  # Ray runs
+        ("embed", "data/train/unclip.lock", signal.SIGINT, 130),
+        ("decoder", "decoder/config.yaml", signal.SIGTERM, 75),
+        ("pictures", "pictures", signal.SIGTERM, 75),
+    ]
+    for stage, pattern, number, code in moments:
+        demo = Demo(out)
+        demo.until_stage(stage)
+        demo.until(lambda pattern=pattern: any(out.glob(pattern)))  # type: ignore[misc]
+        assert demo.end(number) == code, demo.errors[-4000:]
+        demo.wait_for_children()
+        assert "Traceback" not in demo.errors
+        last = demo.errors.splitlines()[-1]
+        assert "same command" in last
+        assert last.startswith("error: ") == (code == 75)
+        stopped.append(demo.process.pid)
+        assert not (out / "unclip.lock").exists()
+        assert not (dataset / "unclip.lock").exists()
+    assert comparable(Demo(out).report()) == comparable(whole[1])
+    assert results(out) == results(whole[0])
+    for pid in stopped:  # what a start that was given up left, the next one removed
+        assert not list(Path("/tmp").glob(f"ucray-{pid}-*"))
 
 
 def test_a_second_demo_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    first = start(out)
-    while first.poll() is None and not (out / "unclip.lock").exists():
-        time.sleep(0.01)
-    _, errors = (second := start(out)).communicate()
-    assert first.poll() is None
-    first.kill()
-    first.communicate()
-    assert second.returncode == 2
-    assert f"pid {first.pid}" in errors
-    assert len(errors.splitlines()) == 1
+    first = Demo(out)
+    first.until((out / "demo.json").exists)
+    first.process.send_signal(signal.SIGSTOP)  # so that it cannot finish before the second begins
+    second = Demo(out)
+    second.process.communicate()
+    first.end(signal.SIGKILL)
+    assert second.process.returncode == 2
+    assert f"pid {first.process.pid}" in second.errors
+    assert len(second.errors.splitlines()) == 1
+
+
+def test_another_demo_wants_another_folder(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out, report = whole
+    demo = Demo(out, "--data", ROOT / "docs")
+    demo.process.communicate()
+    assert demo.process.returncode == 2
+    message = "holds a demo with other data; choose another --out"
+    assert demo.errors == f"error: {out}: {message}\n"
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    for path in MICRO.iterdir():
+        (configs / path.name).write_text(path.read_text() + "seed: 1\n" * (path.stem == "prior"))
+    with pytest.raises(UserError, match=r"holds a demo with other configs; choose another --out$"):
+        run_demo(out, None, configs)
+    assert json.loads((out / "report.json").read_text()) == report
 
 
 @pytest.mark.parametrize(
@@ -111,15 +268,37 @@ def test_a_second_demo_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 )
 def test_data_that_cannot_be_used(make: Any, message: str, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    process = start(tmp_path / "out", "--data", make(tmp_path / "data"))
-    output, errors = process.communicate()
-    assert process.returncode in (2, 3)
-    assert message in errors
-    assert errors.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in errors
-    assert output == ""
+    with pytest.raises(UserError, match=message) as caught:
+        run_demo(tmp_path / "out", make(tmp_path / "data"), MICRO)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code in (2, 3)
 
 
 def _file(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path
+
+
+@pytest.mark.parametrize(("name", "most"), [("photos", 200), ("emoji", 200)])
+def test_pictures_that_people_made(name: str, most: int, shared_data: Path, tmp_path: Path) -> None:
+    """Photographs with several captions each; emoji with alpha, one in twenty of them."""
+    data, out = tmp_path / name, tmp_path / "demo"
+    data.mkdir()
+    table = pq.read_table(shared_data / name / "captions.parquet")
+    every = -(-table.num_rows // most)
+    pq.write_table(table.take(list(range(0, table.num_rows, every))), data / "captions.parquet")
+    for folder in (shared_data / name).iterdir():
+        if folder.is_dir():
+            (data / folder.name).symlink_to(folder)
+    report = Demo(out, "--data", data).report()
+    assert report["scores"] is None
+    assert report["controls"] is None
+    for cosine in report["clip_score"].values():
+        assert -1 <= cosine <= 1
+    assert set(report["clip_score"]) == {"caption", "true_picture", "caption_of_true_picture"}
+    assert 0 <= report["prior_recall_at_1"] <= 1
+    page = (out / "report.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    with Image.open(out / "pictures.png") as sheet:
+        assert sheet.width > 4 * 256
+    assert not (out / "data" / "unseen").exists()
