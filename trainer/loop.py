@@ -173,7 +173,8 @@ def _bar(session: Session) -> AbstractContextManager[Progress | None]:
     config = session.config
     if session.engine.rank != 0:
         return nullcontext(None)
-    return Progress(config.stage, config.train.samples, "samples", session.state.samples)
+    name = config.out.absolute().name
+    return Progress(name, config.train.samples, "samples", session.state.samples)
 
 
 def _requests(stop: StopFlag) -> list[float]:

@@ -14,25 +14,15 @@ from trainer.batch import Batch, Needs
 from trainer.models.clip import ClipConfig, ClipFeatures, normalise_pixels
 from trainer.rng import SampleRandom
 
-from .negatives import OpposedCaptions
-
-_NONE = -1e4  # the cosine of a hard negative that is not there: no share of any softmax
-
-
-@dataclass(frozen=True)
-class Features:
-    """Unit-length features of some samples."""
-
-    image: Tensor  # [N, D]
-    text: Tensor  # [N, D]
-    opposed: Tensor  # [N], cosine of each picture with its own hard negative caption, or _NONE
+from .negatives import OpposedCaptions, opposed_loss
 
 
 @dataclass(frozen=True)
 class GlobalFeatures:
     """Features of the whole global batch, detached, and where this rank's micro-batches lie."""
 
-    features: Features
+    image: Tensor  # [N, D]
+    text: Tensor  # [N, D]
     starts: tuple[int, ...]  # first row of each micro-batch
 
 
@@ -41,11 +31,14 @@ class ClipObjectiveConfig:
     """The logit scale is clipped, as in CLIP's paper (Radford et al. 2021, section 2.5).
 
     `opposites`: words and what they are exchanged for in a hard negative of each caption that has
-    one, for instance {left: right, right: left}; none in the paper.
+    one, for instance {left: right, right: left}; none in the paper. A picture's cosine with its own
+    caption shall exceed that with the hard negative by `opposites_margin`.
     """
 
     largest_logit_scale: float = 100.0
     opposites: Mapping[str, str] = field(default_factory=dict)
+    opposites_weight: float = 30.0
+    opposites_margin: float = 0.1
 
 
 class ClipObjective:
@@ -73,18 +66,17 @@ class ClipObjective:
         """Cache the features of the global batch, if it is more than the one micro-batch."""
         if len(batches) == 1 and _world_size() == 1:
             return None
-        parts = [self._features(model, batch)[0] for batch in batches]
-        features = Features(
-            *(torch.cat(column) for column in zip(*map(_columns, parts), strict=True))
-        )
-        first, rows = 0, len(features.image)
+        features = [_features(model, batch, _tokens(batch)) for batch in batches]
+        image = torch.cat([f.image for f in features])
+        text = torch.cat([f.text for f in features])
+        first, rows = 0, len(image)
         if _world_size() > 1:
             first = dist.get_rank() * rows
-            features = Features(*map(_gathered, _columns(features)))
+            image, text = _gathered(image), _gathered(text)
         starts = [first]
         for batch in batches[:-1]:
             starts.append(starts[-1] + len(batch))
-        return GlobalFeatures(features, tuple(starts))
+        return GlobalFeatures(image, text, tuple(starts))
 
     def loss(
         self,
@@ -94,65 +86,60 @@ class ClipObjective:
         context: object | None,
         index: int,
     ) -> Tensor:
-        """Each sample's (image → text + text → image) / 2 cross entropy. [B]"""
-        own, logit_scale = self._features(model, batch)
-        start, everyone = 0, own
-        if context is not None:
-            assert isinstance(context, GlobalFeatures)
-            start = context.starts[index]
-            everyone = _replaced(context.features, own, start)
-        share = len(batch) / len(everyone.image)
+        """Each sample's (image → text + text → image) / 2 cross entropy; `opposites` add theirs.
+
+        [B]
+        """
+        tokens = _tokens(batch)
+        rows = tokens.new_empty(0)
+        if self.opposed is not None:
+            rows, opposed = self.opposed(tokens)
+            tokens = torch.cat([tokens, opposed])
+        found = _features(model, batch, tokens)
+        own = found._replace(text=found.text[: len(batch)])
+        if context is None:
+            context = GlobalFeatures(own.image, own.text, (0,))
+        assert isinstance(context, GlobalFeatures)
+        start, total = context.starts[index], len(context.image)
+        share = len(batch) / total
         # Every micro-batch differentiates the whole loss; the scale is in all of them, so each
         # may contribute only its share of the scale's gradient.
-        scale = logit_scale.clamp(max=self.config.largest_logit_scale)
+        scale = own.logit_scale.clamp(max=self.config.largest_logit_scale)
         scale = scale.detach() + (scale - scale.detach()) * share
-        each = _cross_entropies(everyone, scale)  # [N]
+        image = _replaced(context.image, own.image, start)
+        text = _replaced(context.text, own.text, start)
+        logits = scale * image @ text.T  # [N, N]
+        labels = torch.arange(total, device=logits.device)
+        each = 0.5 * (
+            F.cross_entropy(logits, labels, reduction="none")
+            + F.cross_entropy(logits.T, labels, reduction="none")
+        )  # [N]
         mean = each.mean()
         # Value: this micro-batch's samples. Gradient: that of the global mean, spread over them.
-        return each[start : start + len(batch)].detach() + (mean - mean.detach()) / share
-
-    def _features(self, model: nn.Module, batch: Batch) -> tuple[Features, Tensor]:
-        """One micro-batch's features, and the logit scale."""
-        assert batch.image is not None
-        assert batch.tokens is not None
-        tokens, rows = batch.tokens, None
-        if self.opposed is not None:
-            rows, opposites = self.opposed(tokens)
-            tokens = torch.cat([tokens, opposites])
-        found: ClipFeatures = model(normalise_pixels(batch.image), tokens)
-        text = found.text[: len(batch)]
-        opposed = text.new_full((len(batch),), _NONE)
-        if rows is not None:
-            cosines = (found.image[rows] * found.text[len(batch) :]).sum(dim=1)  # [K]
-            opposed = opposed.index_copy(0, rows, cosines)
-        return Features(found.image, text, opposed), found.logit_scale
-
-
-def _cross_entropies(features: Features, scale: Tensor) -> Tensor:
-    """(image → text + text → image) / 2 of each pair among all; a picture's own hard negative is
-    one more caption for it. [N]"""
-    logits = scale * features.image @ features.text.T  # [N, N]
-    captions = torch.cat([logits, scale * features.opposed[:, None]], dim=1)  # [N, N + 1]
-    labels = torch.arange(len(logits), device=logits.device)
-    return 0.5 * (
-        F.cross_entropy(captions, labels, reduction="none")
-        + F.cross_entropy(logits.T, labels, reduction="none")
-    )
-
-
-def _columns(features: Features) -> tuple[Tensor, Tensor, Tensor]:
-    return features.image, features.text, features.opposed
-
-
-def _replaced(cached: Features, own: Features, start: int) -> Features:
-    """The whole batch's features with one micro-batch's own, which have gradients, in place."""
-    end = start + len(own.image)
-    pairs = zip(_columns(cached), _columns(own), strict=True)
-    return Features(*(torch.cat([c[:start], o, c[end:]]) for c, o in pairs))
+        loss = each[start : start + len(batch)].detach() + (mean - mean.detach()) / share
+        if not len(rows):
+            return loss
+        hard = opposed_loss(own, rows, found.text[len(batch) :], self.config.opposites_margin)
+        return loss.index_add(0, rows, self.config.opposites_weight * hard)
 
 
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _tokens(batch: Batch) -> Tensor:
+    assert batch.tokens is not None
+    return batch.tokens
+
+
+def _features(model: nn.Module, batch: Batch, tokens: Tensor) -> ClipFeatures:
+    assert batch.image is not None
+    features: ClipFeatures = model(normalise_pixels(batch.image), tokens)
+    return features
+
+
+def _replaced(cached: Tensor, own: Tensor, start: int) -> Tensor:
+    return torch.cat([cached[:start], own, cached[start + len(own) :]])
 
 
 def _gathered(features: Tensor) -> Tensor:

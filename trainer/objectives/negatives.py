@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.models.clip import ClipFeatures
 
 
 class OpposedCaptions:
@@ -32,6 +35,18 @@ class OpposedCaptions:
             opposed.masked_fill_(tokens == token, other)
         rows = (opposed != tokens).any(dim=1).nonzero()[:, 0]
         return rows, opposed[rows]
+
+
+def opposed_loss(own: ClipFeatures, rows: Tensor, opposed: Tensor, margin: float) -> Tensor:
+    """By how much pictures `rows` [K] fall short of preferring their own caption to its opposite.
+
+    `opposed` [K, D]; the hinge of the cosines' difference at `margin`, as in VSE++ (Faghri et al.
+    2018). [K]. As one candidate more in the contrastive softmax an opposite is drowned: neither
+    tower learns the relation while the other has not. A hinge can be weighted against that, and is
+    silent where it is satisfied, so that the contrastive loss has the rest to itself.
+    """
+    difference = (own.image[rows] * (own.text[rows] - opposed)).sum(dim=1)
+    return F.relu(margin - difference)
 
 
 def _one_token(word: str, encode: Callable[[str], list[int]]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,9 +69,3 @@ def _rows(found: list[sources.Source]) -> Iterator[Row]:
         for row in sources.read(source, 0, source.rows, PrepareConfig().max_bytes):
             if row.problem is None and row.captions:
                 yield row
-
-
-def describe_split(out: Path) -> dict[str, int]:
-    """Pictures on either side."""
-    counts: dict[str, int] = json.loads((out / "split.json").read_text())
-    return counts

@@ -53,35 +53,33 @@ def test_the_callers_tokens_stay_as_they_are(tokenizer):
     assert torch.equal(tokens, before)
 
 
-def test_a_picture_has_one_caption_more_to_tell_its_own_from(tokenizer):
-    """Against the sum written out, picture by picture."""
+def test_a_picture_chooses_between_its_caption_and_the_opposite(tokenizer):
+    """Against the hinge written out, picture by picture."""
     torch.manual_seed(0)
     clip = Clip(CONFIG).eval()
     captions = ["one left of two", "three", "four under five"]
     image = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     data = Batch(torch.arange(3), image, tokenizer(captions))
-    objective = ClipObjective(
-        ClipObjectiveConfig(), CONFIG, OpposedCaptions(WORDS, tokenizer.encode)
-    )
+    random = SampleRandom(0, data.positions)
+    config = ClipObjectiveConfig(opposites=WORDS, opposites_weight=2.5, opposites_margin=0.2)
+    hard = ClipObjective(config, CONFIG, OpposedCaptions(WORDS, tokenizer.encode))
     with torch.no_grad():
-        loss = objective.loss(clip, data, SampleRandom(0, data.positions), None, 0)
+        added = hard.loss(clip, data, random, None, 0)
+        added -= ClipObjective(config, CONFIG).loss(clip, data, random, None, 0)
         images = F.normalize(clip.clip.encode_image(normalise_pixels(image)), dim=-1)
-        texts = F.normalize(clip.clip.encode_text(data.tokens), dim=-1)
-        opposed = {0: "one right of two", 2: "four above five"}
-        logits = clip.clip.logit_scale.exp() * images @ texts.T
-        for row in range(3):
-            seen = list(logits[row])
-            if row in opposed:
-                other = F.normalize(clip.clip.encode_text(tokenizer([opposed[row]])), dim=-1)[0]
-                seen.append((clip.clip.logit_scale.exp() * images[row] @ other).squeeze())
-            to_text = torch.logsumexp(torch.stack(seen), 0) - logits[row, row]
-            to_image = torch.logsumexp(logits[:, row], 0) - logits[row, row]
-            assert loss[row].item() == pytest.approx(((to_text + to_image) / 2).item(), rel=1e-4)
+        for row, opposite in {0: "one right of two", 2: "four above five"}.items():
+            both = F.normalize(clip.clip.encode_text(tokenizer([captions[row], opposite])), dim=-1)
+            right, wrong = (both @ images[row]).tolist()
+            assert added[row].item() == pytest.approx(2.5 * max(0.2 + wrong - right, 0), abs=1e-5)
+            assert added[row].item() > 0  # untrained: the two are nearly the same
+    assert added[1].item() == pytest.approx(0, abs=1e-5)  # has no opposite
 
 
 def test_a_word_of_several_tokens_is_refused_in_one_line(tmp_path):
     path = tmp_path / "clip.yaml"
     path.write_text(CLIP.format(folder=tmp_path))
     config = load_train_config(path)
-    with pytest.raises(UserError, match=r"objective\.opposites: got 'widdershins', expected a word"):
+    with pytest.raises(
+        UserError, match=r"objective\.opposites: got 'widdershins', expected a word"
+    ):
         build_clip(config, torch.device("cpu"))
