@@ -6,6 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from base.clip_reference import (
+    CONFIG_NAME,
+    EXPORT,
+    WEIGHTS_NAMES,
+    find_export,
+    find_weights,
+    split_named,
+)
 from base.config import fingerprint
 from base.errors import UserError
 from base.files import read_json, sha256_file
@@ -15,9 +23,6 @@ FORMS = (
     "none, random:SEED, MODEL:WEIGHTS (an open_clip name and a file or tag), a RUN of stage clip, "
     "or a folder with open_clip_config.json and open_clip_model.safetensors"
 )
-CONFIG = "open_clip_config.json"
-_EXPORT = Path("exports") / "open_clip"
-_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,10 @@ def find_clip(text: str) -> ClipSpec:
     folder = Path(text)
     if folder.is_dir():
         return _find_folder(folder)
-    model, colon, weights = text.partition(":")
-    if not colon or not model or not weights:
+    named = split_named(text)
+    if named is None:
         raise UserError(f"clip: got {text!r}, which is no folder; expected {FORMS}")
+    model, weights = named
     path = Path(weights)
     if path.is_file():
         return ClipSpec("named", model, path.name, path.absolute())
@@ -61,17 +67,17 @@ def find_clip(text: str) -> ClipSpec:
 
 
 def _find_folder(folder: Path) -> ClipSpec:
-    place = next((p for p in (folder, folder / _EXPORT) if (p / CONFIG).is_file()), None)
+    place = find_export(folder)
     if place is None:
         raise UserError(
-            f"clip: {folder} holds neither {CONFIG} nor {_EXPORT} (a finished RUN of stage clip)"
+            f"clip: {folder} holds neither {CONFIG_NAME} nor {EXPORT} (of a finished RUN)"
         )
-    weights = next((place / name for name in _WEIGHTS if (place / name).is_file()), None)
+    weights = find_weights(str(place))
     if weights is None:
-        raise UserError(f"clip: {place} has no {_WEIGHTS[0]}")
-    config = read_json(place / CONFIG)
+        raise UserError(f"clip: {place} has no {WEIGHTS_NAMES[0]}")
+    config = read_json(place / CONFIG_NAME)
     try:
         name = f"custom-{fingerprint(config['model_cfg'])[:12]}"
     except (KeyError, TypeError) as error:
-        raise UserError(f"clip: {place / CONFIG}: has no model_cfg") from error
+        raise UserError(f"clip: {place / CONFIG_NAME}: has no model_cfg") from error
     return ClipSpec("folder", name, weights.name, weights.absolute())

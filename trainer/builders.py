@@ -11,14 +11,20 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch import nn
 
+from base.clip_reference import (
+    CONFIG_NAME,
+    EXPORT,
+    WEIGHTS_NAMES,
+    find_export,
+    find_weights,
+    split_named,
+)
 from base.errors import UserError
 from base.files import atomic_path, write_json
 from trainer.checkpoint.export import read_weights
 from trainer.config import AnyTrainConfig
 from trainer.engine.open import resolve_precision
 from trainer.models.clip import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
     Clip,
     TextEncoder,
     describe_for_open_clip,
@@ -35,8 +41,6 @@ from trainer.objectives.decoder import DecoderObjective
 from trainer.objectives.negatives import OpposedCaptions
 from trainer.objectives.prior import PriorObjective
 from trainer.objectives.upsampler import UpsamplerObjective
-
-OPEN_CLIP = Path("exports") / "open_clip"  # in a RUN of stage clip
 
 
 def build_clip(config: AnyTrainConfig, device: torch.device) -> Parts:
@@ -64,11 +68,11 @@ def build_upsampler(config: AnyTrainConfig, device: torch.device) -> Parts:
 
 def export_clip(run: Path, config: AnyTrainConfig) -> None:
     """Write a finished CLIP (averaged weights) so that open_clip itself loads it."""
-    folder = run / OPEN_CLIP
+    folder = run / EXPORT
     if (folder / CONFIG_NAME).is_file():  # written last
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / WEIGHTS_NAME) as temporary:
+    with atomic_path(folder / WEIGHTS_NAMES[0]) as temporary:
         save_file(weights_for_open_clip(read_weights(run, "ema")), temporary)
     write_json(folder / CONFIG_NAME, describe_for_open_clip(config.model))
 
@@ -101,12 +105,12 @@ def _open(clip: str) -> tuple[nn.Module, str]:
 
 def _locate(clip: str) -> tuple[str, Path | None]:
     """open_clip's name of a CLIP, and the weights file if that is apart."""
-    for folder in (Path(clip) / OPEN_CLIP, Path(clip)):
-        if (folder / CONFIG_NAME).is_file():
-            return f"local-dir:{folder}", None
-    model, colon, weights = clip.partition(":")
-    if colon and Path(weights).is_file():
-        return model, Path(weights)
+    folder = find_export(Path(clip))
+    if folder is not None:
+        return f"local-dir:{folder}", None
+    named, weights = split_named(clip), find_weights(clip)
+    if named is not None and weights is not None:
+        return named[0], weights
     raise UserError(
         f"clip: got {clip!r}, expected a finished RUN of stage clip, a folder in open_clip's form, "
         "or MODEL:WEIGHTS_FILE"

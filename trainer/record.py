@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from base.clip_reference import find_weights
 from base.config import dump_config, fingerprint
 from base.errors import UserError
 from base.files import read_json, sha256_file, write_atomic, write_json
@@ -24,7 +25,6 @@ from trainer.engine.base import Engine
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
-WEIGHTS_NAME = "open_clip_model.safetensors"  # in the folder of a CLIP
 
 _FIXED = ("stage", "model", "seed", "data")  # another value would be another run
 _PACKAGES = (
@@ -94,7 +94,7 @@ def require_fitting_data(
         raise UserError(
             f"model.embedding_dim: got {width}, expected {clips[0].dim} as in {roots[0]}"
         )
-    weights = None if config.clip is None else _weights_file(config.clip)
+    weights = None if config.clip is None else find_weights(config.clip)
     if weights is not None and sha256_file(weights) != clips[0].weights_sha256:
         raise UserError(f"clip: {config.clip} is not the CLIP that embedded {roots[0]}")
 
@@ -110,13 +110,6 @@ def _clip_of(config: AnyTrainConfig, root: Path, info: DatasetInfo) -> ClipInfo:
     if not path.is_file():
         raise UserError(f"{root}: has no embeddings named {name!r}; `unclip data embed --as`")
     return clip_from_json(read_json(path))
-
-
-def _weights_file(clip: str) -> Path | None:
-    """The weights of a CLIP that lies in a RUN, in a folder, or behind MODEL:."""
-    places = [Path(clip, "exports", "open_clip", WEIGHTS_NAME), Path(clip, WEIGHTS_NAME)]
-    places.append(Path(clip.partition(":")[2]))
-    return next((path for path in places if path.is_file()), None)
 
 
 def write_record(config: AnyTrainConfig, engine: Engine) -> None:

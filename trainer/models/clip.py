@@ -17,9 +17,6 @@ from .attention import fast_attention_of_others
 Tokenizer = Callable[[list[str]], Tensor]
 """Captions → tokens, int64 [B, L]."""
 
-CONFIG_NAME = "open_clip_config.json"
-WEIGHTS_NAME = "open_clip_model.safetensors"
-
 
 @dataclass(frozen=True)
 class VisionConfig:
