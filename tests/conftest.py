@@ -1,6 +1,10 @@
 """Fixtures that every package's tests share."""
 
+import errno
 import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,3 +19,34 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no test data: {path} is absent and UNCLIP_TEST_DATA names no other place")
     return path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if shutil.which("mount") is None:
+        pytest.skip("no mount command")
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture(scope="session")
+def fill_disk() -> Callable[[Path], Path]:
+    """Takes all the space of a file system but a page, with one file."""
+
+    def fill(place: Path) -> Path:
+        path = place / "filler"
+        with path.open("wb", buffering=0) as file:
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                while True:
+                    file.write(bytes(1 << 16))
+            file.truncate(file.tell() - 4096)
+        return path
+
+    return fill

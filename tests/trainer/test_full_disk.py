@@ -2,9 +2,7 @@
 
 import errno
 import os
-import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,40 +16,17 @@ from trainer.checkpoint.write import complete_checkpoints
 from trainer.loop import train
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MB of its own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if shutil.which("mount") is None:
-        pytest.skip("no mount command")
-    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def fill(place: Path) -> Path:
-    """Take all the space that is left but a page."""
-    path = place / "filler"
-    with path.open("wb", buffering=0) as file:
-        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-            while True:
-                file.write(bytes(1 << 16))
-        file.truncate(file.tell() - 4096)
-    return path
-
-
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
-    small_disk: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+    small_disk: Path,
+    fill_disk: Callable[[Path], Path],
+    dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Somebody else takes the space after it was looked for."""
     out = small_disk / "run"
     train(toy.toy_config(dataset, out, train={"samples": 48}))
     with monkeypatch.context() as patch:
-        patch.setattr(write, "require_free_space", lambda folder, size: fill(small_disk))
+        patch.setattr(write, "require_free_space", lambda folder, size: fill_disk(small_disk))
         with pytest.raises(UserError) as caught:
             train(toy.toy_config(dataset, out))
     line, code = one_line(caught.value)

@@ -135,7 +135,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 def test_the_report_for_programs(whole: tuple[Path, dict[str, Any]]) -> None:
     out, report = whole
-    assert json.loads((out / "report.json").read_text()) == report
+    kept = json.loads((out / "report.json").read_text())
+    assert {**kept, "seconds": None} == {**report, "seconds": None}  # each call adds its time
     assert set(report["scores"]) == SCORES
     for score in report["scores"].values():
         assert {"seen", "unseen", "count"} <= set(score)
@@ -199,7 +200,7 @@ def test_stopped_while_ray_starts_while_it_runs_and_while_drawing(
     whole: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     out = tmp_path / "demo"
-    dataset, stopped = out / "data" / "train", list[int]()
+    stopped = list[int]()
     moments: list[tuple[str, str, signal.Signals, int]] = [
         ("prepare", "input", signal.SIGTERM, 75),  # Ray starts
         ("prepare", "input", signal.SIGINT, 130),
@@ -220,7 +221,6 @@ def test_stopped_while_ray_starts_while_it_runs_and_while_drawing(
         assert last.startswith("error: ") == (code == 75)
         stopped.append(demo.process.pid)
         assert not (out / "unclip.lock").exists()
-        assert not (dataset / "unclip.lock").exists()
     assert comparable(Demo(out).report()) == comparable(whole[1])
     assert results(out) == results(whole[0])
     for pid in stopped:  # what a start that was given up left, the next one removed
@@ -255,7 +255,8 @@ def test_another_demo_wants_another_folder(
         (configs / path.name).write_text(path.read_text() + "seed: 1\n" * (path.stem == "prior"))
     with pytest.raises(UserError, match=r"holds a demo with other configs; choose another --out$"):
         run_demo(out, None, configs)
-    assert json.loads((out / "report.json").read_text()) == report
+    kept = json.loads((out / "report.json").read_text())
+    assert {**kept, "seconds": None} == {**report, "seconds": None}  # each call adds its time
 
 
 @pytest.mark.parametrize(

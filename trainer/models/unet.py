@@ -103,6 +103,11 @@ class AttentionBlock(nn.Module):
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
         self.head_width = min(config.head_width, channels)
+        if channels % self.head_width:
+            raise ValueError(
+                f"head_width: got {config.head_width}, "
+                f"expected a divisor of the {channels} channels of a level with attention"
+            )
         self.norm = _norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.context_kv = (

@@ -150,3 +150,11 @@ def test_the_weights_decide_the_memory_format():
     unet.to(memory_format=torch.channels_last)(picture.contiguous(), torch.tensor([1, 2]))
     assert seen[0].is_contiguous()
     assert seen[1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_heads_that_do_not_divide_a_level_are_refused() -> None:
+    config = UNetConfig(channels=48, multipliers=(1, 2), attention_levels=(1,), head_width=40)
+    with pytest.raises(
+        ValueError, match="head_width: got 40, expected a divisor of the 96 channels"
+    ):
+        UNet(config)
