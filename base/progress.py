@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -82,6 +84,13 @@ class Progress:
             self._last_line = now
             self._print(f"{self.name}: {self.describe()}")
 
+    def skip(self, count: int) -> None:
+        """Counts `count` units that an earlier run did."""
+        self.initial += count
+        self.done += count
+        if self._bars is not None:
+            self._bars.update(self._bars.task_ids[0], completed=self.done)
+
     def log(self, text: str) -> None:
         """Prints a line above the bar."""
         self._print(text)
@@ -101,6 +110,19 @@ class Progress:
     def _print(self, text: str) -> None:
         console = self._bars.console if self._bars is not None else self._console
         console.print(text, markup=False)
+
+
+@contextmanager
+def share_of(
+    whole: Progress | None, name: str, total: int, unit: str, initial: int = 0
+) -> Iterator[Progress]:
+    """A bar of its own for one part of some work, or its share of the bar of the `whole`."""
+    if whole is None:
+        with Progress(name, total, unit, initial) as bar:
+            yield bar
+    else:
+        whole.skip(initial)
+        yield whole
 
 
 class _Numbers(ProgressColumn):

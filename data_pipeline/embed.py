@@ -18,7 +18,7 @@ import simplejpeg
 from base.errors import UserError
 from base.files import read_json, sha256_file, write_json
 from base.lease import Lease
-from base.progress import Progress
+from base.progress import Progress, share_of
 from base.stop import StopFlag
 from data_pipeline.clip_spec import ClipSpec, find_clip
 from data_pipeline.cluster import actor_pool, cluster, cores, run_bounded
@@ -158,12 +158,17 @@ def cosine(
 
 
 def embed(
-    dataset: Path, clip: str, name: str | None = None, *, ray_address: str | None = None
+    dataset: Path,
+    clip: str,
+    name: str | None = None,
+    *,
+    ray_address: str | None = None,
+    bar: Progress | None = None,
 ) -> DatasetInfo:
     """Adds embeddings to a DATASET: its first set, or with `name` a further one beside it.
 
     Goes on where an interrupted run ended, and does nothing when all is there. The bytes are those
-    of preparing with this CLIP in one pass.
+    of preparing with this CLIP in one pass. Samples are counted in a bar of their own, or in `bar`.
 
     Raises:
         UserError: `dataset` is none or unfinished, the CLIP cannot be loaded, or another CLIP's
@@ -177,9 +182,11 @@ def embed(
     with Lease(dataset):
         info = read_dataset(dataset)
         if is_embedded(dataset, info, spec, name):
+            if bar is not None:
+                bar.skip(info.kept)
             return info
         with cluster(ray_address) as ray, StopFlag() as stop:
-            used = embed_all(ray, dataset, info.shards, clip, name, stop)
+            used = embed_all(ray, dataset, info.shards, clip, name, stop, bar)
         if name is None:
             info = replace(info, clip=used)
             write_json(dataset / DATASET_FILE, info.to_json())
@@ -204,7 +211,13 @@ def _check_name(name: str | None) -> None:
 
 
 def embed_all(
-    ray: Any, root: Path, shards: int, clip: str, name: str | None, stop: StopFlag
+    ray: Any,
+    root: Path,
+    shards: int,
+    clip: str,
+    name: str | None,
+    stop: StopFlag,
+    whole: Progress | None = None,
 ) -> ClipInfo:
     """Embeds every shard that is not; the CLIP that was used."""
     commits = [read_commit(root, shard) for shard in range(shards)]
@@ -220,7 +233,7 @@ def embed_all(
         return actor.embed.remote(clip, str(root.absolute()), shard, name, token)
 
     done = sum(kept) - sum(kept[s] for s in todo)
-    with Progress(f"embed {root.name}", total=sum(kept), unit="samples", initial=done) as bar:
+    with share_of(whole, "embed", sum(kept), "samples", done) as bar:
         for shard in todo:
             commit = commits[shard]
             if commit is not None and not kept[shard]:

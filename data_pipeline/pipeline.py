@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from base.errors import NothingUsable, UserError
 from base.files import require_free_space, write_json
 from base.lease import Lease
-from base.progress import Progress
+from base.progress import Progress, share_of
 from base.stop import StopFlag
 from data_pipeline import columns, sources
 from data_pipeline.clip_spec import ClipSpec, find_clip
@@ -52,12 +52,13 @@ def prepare(
     config: PrepareConfig | None = None,
     *,
     ray_address: str | None = None,
+    bar: Progress | None = None,
 ) -> DatasetInfo:
     """Makes the DATASET `out` from folders of pairs, tables and webdataset tars.
 
     Goes on where an interrupted run ended and ends with the same bytes as one never interrupted.
     A finished DATASET of the same inputs and config is left as it is (embeddings are added when
-    it has none and `clip` asks for them).
+    it has none and `clip` asks for them). Rows are counted in a bar of their own, or in `bar`.
 
     Raises:
         UserError: bad inputs; inputs, config or CLIP other than `out` was begun with; `out` in use.
@@ -71,10 +72,12 @@ def prepare(
         found = sources.scan(inputs, work)
         shards = persist(out, found, config)
         if (info := _complete(out, spec)) is not None:
+            if bar is not None:
+                bar.skip(info.input)
             return info
         used = None
         with cluster(ray_address) as ray, StopFlag() as stop:
-            _make_pixels(ray, out, found, shards, config, stop)
+            _make_pixels(ray, out, found, shards, config, stop, bar)
             commits = _all_commits(out, len(shards))
             _require_kept(out, commits)
             if spec is not None:
@@ -134,6 +137,7 @@ def _make_pixels(
     shards: Sequence[ShardPlan],
     config: PrepareConfig,
     stop: StopFlag,
+    whole: Progress | None,
 ) -> None:
     todo = {plan.shard: plan for plan in shards if not is_done(out, plan.shard, PIXELS)}
     total, left = sum(p.count for p in shards), sum(p.count for p in todo.values())
@@ -147,7 +151,7 @@ def _make_pixels(
         return task.remote(shared, todo[shard], str(out.absolute()), tokens[shard])
 
     limit = _TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    with Progress(f"prepare {out.name}", total=total, unit="samples", initial=total - left) as bar:
+    with share_of(whole, "prepare", total, "samples", total - left) as bar:
         for note in (note for source in found for note in source.notes):
             bar.log(note)
         rejected = 0

@@ -23,7 +23,7 @@ from base.errors import UserError
 from base.files import atomic_path, read_json, require_free_space, write_json
 from base.hashing import stable_hash
 from base.lease import Lease
-from base.progress import Progress
+from base.progress import Progress, share_of
 from data_pipeline.scenes.draw import SPLITS, Split, scene
 from data_pipeline.scenes.render import jpeg, render
 from data_pipeline.schema import scenes as vocabulary
@@ -77,6 +77,7 @@ def write_scenes(
     split: Split,
     size: int = 256,
     workers: int | None = None,
+    bar: Progress | None = None,
 ) -> None:
     """Write `count` pairs of a split under `out`, as inputs that users have.
 
@@ -84,14 +85,18 @@ def write_scenes(
     caption and json; webdataset: NNNNN.tar with the three members a key. 1,000 pairs a part.
     scenes.json, written last, says that the corpus is whole; until then the parts wait in
     `.work/`. Run again after an interruption it goes on; a whole corpus with the same settings is
-    left alone. Raises UserError where `out` holds something else or is in use.
+    left alone. Progress is shown in a bar of its own, or in `bar`. Raises UserError where `out`
+    holds something else or is in use.
     """
     settings = _checked(Settings(count, seed, form, split, size))
     out.mkdir(parents=True, exist_ok=True)
     with Lease(out):
         if _begin(out, settings):
-            _write_parts(out, settings, workers or len(os.sched_getaffinity(0)))
+            _write_parts(out, settings, workers or len(os.sched_getaffinity(0)), bar)
             _finish(out, settings)
+        else:
+            with share_of(bar, "scenes", count, "scenes", count):
+                pass
 
 
 def _checked(settings: Settings) -> Settings:
@@ -124,8 +129,6 @@ def _begin(out: Path, settings: Settings) -> bool:
             )
     if (out / "scenes.json").exists():
         shutil.rmtree(work, ignore_errors=True)
-        with Progress("scenes", total=settings.count, unit="scenes", initial=settings.count) as bar:
-            bar.log(f"{out}: {settings.count} scenes are already there")
         return False
     if not (work / "scenes.json").exists():
         others = [p.name for p in out.iterdir() if p.suffix != ".lock" and p != work]
@@ -152,7 +155,7 @@ def _rows(settings: Settings, part: int) -> tuple[int, int]:
     return part * PART_ROWS, min(settings.count, (part + 1) * PART_ROWS)
 
 
-def _write_parts(out: Path, settings: Settings, workers: int) -> None:
+def _write_parts(out: Path, settings: Settings, workers: int, whole: Progress | None) -> None:
     work = out / ".work"
     missing = [
         part
@@ -161,7 +164,7 @@ def _write_parts(out: Path, settings: Settings, workers: int) -> None:
     ]
     count = {part: stop - start for part in missing for start, stop in [_rows(settings, part)]}
     done = settings.count - sum(count.values())
-    with Progress("scenes", total=settings.count, unit="scenes", initial=done) as bar:
+    with share_of(whole, "scenes", settings.count, "scenes", done) as bar:
         for part in _run(work, settings, missing, min(workers, len(missing))):
             bar.advance(count[part])
 

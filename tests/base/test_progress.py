@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from base.progress import Progress, clock
+from base.progress import Progress, clock, share_of
 
 
 @pytest.fixture
@@ -129,3 +129,20 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, 1 << 16)
     except OSError:  # a terminal whose other end is closed says so with an error
         return b""
+
+
+def test_parts_of_a_whole_share_its_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("stage", 10, "samples") as whole:
+        for done in (1, 3):
+            with share_of(whole, "part", 5, "samples", initial=done) as bar:
+                assert bar is whole
+                bar.advance(5 - done)
+    assert (whole.done, whole.initial) == (10, 4)
+    assert capsys.readouterr().err.startswith("stage: 10/10 samples")
+
+
+def test_a_part_by_itself_has_a_bar_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with share_of(None, "part", 5, "samples", initial=2) as bar:
+        bar.advance(3)
+    assert (bar.done, bar.initial) == (5, 2)
+    assert capsys.readouterr().err.startswith("part: 5/5 samples")

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.cpp_extension import get_default_build_root
 
 from base.errors import UserError
 from trainer.config import OptimConfig
@@ -166,6 +165,8 @@ def _join(deepspeed: Any, device: torch.device) -> None:
 
 
 def _is_compiled() -> bool:
+    from torch.utils.cpp_extension import get_default_build_root  # warns, unless it comes quietly
+
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
     return any(Path(root).glob("**/deepspeed_shm_comm.so"))
 

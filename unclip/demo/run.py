@@ -40,7 +40,7 @@ from .evaluate import (
 )
 from .heldout import Pairs, balanced, read_pairs
 from .report import versions, write_pictures, write_report
-from .split import split_pairs
+from .split import split_counts, split_pairs
 
 _STAGES = ("corpus", "prepare", "clip", "embed", *RUNS[1:], "pictures", "report")
 _SPLITS: tuple[Split, ...] = ("train", "heldout", "unseen")
@@ -96,13 +96,22 @@ class Demo:
         """All stages."""
         with self._timed("corpus"):
             self._corpus()
-        with self._timed("prepare"), self._ray(not all(map(self._is_prepared, self.splits))):
+        with (
+            self._timed("prepare"),
+            self._ray(not all(map(self._is_prepared, self.splits))),
+            Progress("prepare", sum(self._counts_of_input()), "samples") as bar,
+        ):
             for split in self.splits:
-                self._prepare(split)
+                self._prepare(split, bar)
         self._train("clip")
-        with self._timed("embed"), self._ray(not all(map(self._is_embedded, self.splits))):
+        kept = sum(read_dataset(self._dataset(split)).kept for split in self.splits)
+        with (
+            self._timed("embed"),
+            self._ray(not all(map(self._is_embedded, self.splits))),
+            Progress("embed", kept, "samples") as bar,
+        ):
             for split in self.splits:
-                embed(self._dataset(split), str(self.out / "clip"))
+                embed(self._dataset(split), str(self.out / "clip"), bar=bar)
         for name in ("prior", "decoder", "up64", "up256"):
             self._train(name)
         self._write_cascade()
@@ -119,16 +128,23 @@ class Demo:
         if self.data is not None:
             split_pairs(self.data, self.out / "input")
             return
-        corpus = self.config.corpus
-        for split, count in zip(
-            _SPLITS, (corpus.train, corpus.heldout, corpus.unseen), strict=True
-        ):
-            write_scenes(self.out / "input" / split, count, corpus.seed, "webdataset", split)
+        counts, seed = self._counts_of_input(), self.config.corpus.seed
+        with Progress("corpus", sum(counts), "scenes") as bar:
+            for split, count in zip(_SPLITS, counts, strict=True):
+                folder = self.out / "input" / split
+                write_scenes(folder, count, seed, "webdataset", split, bar=bar)
 
-    def _prepare(self, split: Split) -> None:
+    def _counts_of_input(self) -> tuple[int, ...]:
+        """Pairs of each split."""
+        corpus = self.config.corpus
+        if self.data is None:
+            return corpus.train, corpus.heldout, corpus.unseen
+        return split_counts(self.out / "input")
+
+    def _prepare(self, split: Split, bar: Progress) -> None:
         source = self.out / "input" / (split if self.data is None else f"{split}.parquet")
         stored = _STORED if self.data is None else _STORED_OWN
-        prepare([source], self._dataset(split), "none", stored)
+        prepare([source], self._dataset(split), "none", stored, bar=bar)
 
     @staticmethod
     def _ray(needed: bool) -> AbstractContextManager[object]:

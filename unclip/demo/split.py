@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from base.errors import NothingUsable
-from base.files import write_json
+from base.files import read_json, write_json
 from base.hashing import stable_hash
 from base.progress import Progress
 from data_pipeline import sources
@@ -61,6 +61,12 @@ def split_pairs(data: Path, out: Path) -> tuple[Path, Path]:
         raise NothingUsable(f"{data}: {sum(counts)} usable pairs, too few to hold some out")
     write_json(out / "split.json", {"train": counts[0], "heldout": counts[1]})
     return paths
+
+
+def split_counts(out: Path) -> tuple[int, int]:
+    """Pictures to train on and held out, of a split that is there."""
+    counts = read_json(out / "split.json")
+    return counts["train"], counts["heldout"]
 
 
 def _rows(found: list[sources.Source]) -> Iterator[Row]:
