@@ -31,7 +31,7 @@ _Ray = Annotated[
     ),
 ]
 _CLIP_HELP = (
-    "none; random:SEED; MODEL:WEIGHTS (an open_clip name and a file or tag, such as "
+    "random:SEED; MODEL:WEIGHTS (an open_clip name and a file or tag, such as "
     "ViT-B-32:weights.safetensors); a RUN of stage clip; or a folder with open_clip_config.json."
 )
 
@@ -83,7 +83,7 @@ def prepare(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DATASET", help="Folder of the result.")],
-    clip: Annotated[str, typer.Option(metavar="CLIP", help=_CLIP_HELP)] = "none",
+    clip: Annotated[str, typer.Option(metavar="CLIP", help=f"none; {_CLIP_HELP}")] = "none",
     config: Annotated[
         Path | None, typer.Option(metavar="YAML", help="Sizes, caps and filters.")
     ] = None,

@@ -17,6 +17,7 @@ from PIL import Image
 
 from base.errors import UserError
 from unclip.demo.run import run_demo
+from unclip.demo.summary import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 MICRO = ROOT / "configs" / "micro"
@@ -145,6 +146,10 @@ def test_the_report_for_programs(whole: tuple[Path, dict[str, Any]]) -> None:
     assert set(report["controls"]) == CONTROLS | {"count"}
     assert -1 <= report["prior_cosine"] <= 1
     assert 0 <= report["prior_recall_at_1"] <= 1
+    text = summary(report)
+    background = report["scores"]["background"]["seen"]
+    assert f"{background:.1%}" in next(li for li in text.splitlines() if "background" in li)
+    assert f"up256: {report['upsamplers']['up256']['psnr']:.2f} dB" in text
     assert set(report["seconds"]) == {*STAGES[:-1], "total"}
     assert report["versions"]["python"].startswith("3.")
 
@@ -174,9 +179,11 @@ MOMENTS = {
     "corpus": "input/train/.work",
     "prepare": "data/train/plan/plan.parquet",
     "clip": "clip/checkpoints/000000000064/manifest.json",
+    "embed": "data/train/unclip.lock",
     "prior": "prior/checkpoints/000000000064/manifest.json",
     "decoder": "decoder/config.yaml",
     "up64": "up64/checkpoints/*",
+    "up256": "up256/config.yaml",
     "pictures": "pictures/final.npy",
 }
 

@@ -34,10 +34,12 @@ def demo(
     pictures of held-out captions, scores and a report."""
     with stopped_by_signals():  # from here on: what is imported takes seconds, too
         from unclip.demo.run import run_demo
+        from unclip.demo.summary import summary
 
         report = run_demo(out, data, config)
     if json:
         emit_json(report)
     else:
+        typer.echo(summary(report))
         typer.echo(f"report:   {out / 'report.html'}")
         typer.echo(f"pictures: {out / 'pictures.png'}")

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -297,7 +297,8 @@ class Demo:
         finally:
             spent = self._seconds.get(stage, 0.0) + time.monotonic() - begun
             self._seconds[stage] = round(spent, 2)
-            write_json(self.out / "seconds.json", self._seconds)
+            with suppress(OSError):  # a full disk has been told by the stage itself
+                write_json(self.out / "seconds.json", self._seconds)
 
 
 def _announce(stage: str) -> None:
