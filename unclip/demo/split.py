@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,8 @@ _LARGEST_SHARE, _SMALLEST_SHARE = 8, 16  # one in so many pictures
 def split_pairs(data: Path, out: Path) -> tuple[Path, Path]:
     """Write `out`/train.parquet and heldout.parquet; pictures go by their key, so again the same.
 
-    A split that is there is left alone. Raises what `unclip data prepare` raises for bad inputs.
+    Rows without a picture or a caption cannot be used; `out`/split.json counts them by reason. A
+    split that is there is left alone. Raises what `unclip data prepare` raises for bad inputs.
     """
     paths = (out / "train.parquet", out / "heldout.parquet")
     if (out / "split.json").is_file():
@@ -39,27 +41,36 @@ def split_pairs(data: Path, out: Path) -> tuple[Path, Path]:
     found = sources.scan([data], work)
     total = sum(source.rows for source in found)
     one_in = min(max(total // _HELD_OUT, _LARGEST_SHARE), _SMALLEST_SHARE)
-    counts = [0, 0]
+    counts, left_out = [0, 0], Counter[str]()
     with Progress("split", total, "pictures") as bar:
+        for note in (note for source in found for note in source.notes):
+            bar.log(note)
         writers = [pq.ParquetWriter(path, _SCHEMA) for path in paths]
         pending: list[list[dict[str, object]]] = [[], []]
         for row in _rows(found):
+            bar.advance(1)
+            if reason := _why_unusable(row):
+                left_out[reason] += 1
+                continue
             side = int(stable_hash(row.source_key) % one_in == 0)
             pending[side].append(
                 {"key": row.source_key, "image": row.image, "captions": list(row.captions)}
             )
             counts[side] += 1
-            bar.advance(1)
             if len(pending[side]) == _ROWS:
                 writers[side].write_table(pa.Table.from_pylist(pending[side], _SCHEMA))
                 pending[side] = []
         for writer, rest in zip(writers, pending, strict=True):
             writer.write_table(pa.Table.from_pylist(rest, _SCHEMA))
             writer.close()
+        if left_out:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items()))
+            bar.log(f"{data}: {left_out.total()} of {total} rows left out: {reasons}")
     shutil.rmtree(work)
     if not all(counts):
         raise NothingUsable(f"{data}: {sum(counts)} usable pairs, too few to hold some out")
-    write_json(out / "split.json", {"train": counts[0], "heldout": counts[1]})
+    record = {"train": counts[0], "heldout": counts[1], "left_out": dict(sorted(left_out.items()))}
+    write_json(out / "split.json", record)
     return paths
 
 
@@ -70,8 +81,12 @@ def split_counts(out: Path) -> tuple[int, int]:
 
 
 def _rows(found: list[sources.Source]) -> Iterator[Row]:
-    """The rows that have a picture and a caption; the others cannot be split by what they show."""
     for source in found:
-        for row in sources.read(source, 0, source.rows, PrepareConfig().max_bytes):
-            if row.problem is None and row.captions:
-                yield row
+        yield from sources.read(source, 0, source.rows, PrepareConfig().max_bytes)
+
+
+def _why_unusable(row: Row) -> str | None:
+    """A word of schema.dataset.REASONS."""
+    if row.problem is not None:
+        return row.problem.reason
+    return None if row.captions else "no_caption"
