@@ -69,10 +69,11 @@ class ClipObjective:
         features = [_features(model, batch, _tokens(batch)) for batch in batches]
         image = torch.cat([f.image for f in features])
         text = torch.cat([f.text for f in features])
-        first, rows = 0, len(image)
+        first = 0
         if _world_size() > 1:
-            first = dist.get_rank() * rows
-            image, text = _gathered(image), _gathered(text)
+            counts = _row_counts(image)
+            first = sum(counts[: dist.get_rank()])
+            image, text = _gathered(image, counts), _gathered(text, counts)
         starts = [first]
         for batch in batches[:-1]:
             starts.append(starts[-1] + len(batch))
@@ -142,8 +143,18 @@ def _replaced(cached: Tensor, own: Tensor, start: int) -> Tensor:
     return torch.cat([cached[:start], own, cached[start + len(own) :]])
 
 
-def _gathered(features: Tensor) -> Tensor:
-    """Rows of all ranks in rank order; every rank has the same number."""
-    parts = [torch.empty_like(features) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, features.contiguous())
-    return torch.cat(parts)
+def _row_counts(features: Tensor) -> list[int]:
+    """Rows of each rank; shares of a batch differ by one where the ranks do not divide it."""
+    own = torch.tensor([len(features)], device=features.device)
+    counts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, own)
+    return [int(count) for count in torch.cat(counts).tolist()]
+
+
+def _gathered(features: Tensor, counts: Sequence[int]) -> Tensor:
+    """Rows of all ranks in rank order; `counts` says how many each has."""
+    # all_gather wants equal shapes: what is missing to the largest share is padded, then cut off.
+    padded = F.pad(features, (0, 0, 0, max(counts) - len(features))).contiguous()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -1,10 +1,15 @@
 """Objectives: what other trainers got wrong, and CLIP's loss in parts."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from open_clip.loss import ClipLoss
+from processes import ROOT, environment
+from safetensors.torch import load_file
 from torch import nn
 
 from trainer.batch import Batch
@@ -17,6 +22,7 @@ from trainer.objectives.prior import PriorObjective, PriorObjectiveConfig
 from trainer.objectives.upsampler import UpsamplerObjective, UpsamplerObjectiveConfig
 from trainer.rng import SampleRandom
 
+RANKS = Path(__file__).with_name("clip_ranks.py")
 CONFIG = ClipConfig(
     16, VisionConfig(32, 32, 1, head_width=16), TextConfig(32, 1, 2, context_length=12)
 )
@@ -141,16 +147,24 @@ def clip_batch(count: int) -> Batch:
 
 
 def clip_step(
-    sizes: list[int], scale: float = 14.3, opposed: OpposedCaptions | None = None
+    sizes: list[int],
+    scale: float = 14.3,
+    opposed: OpposedCaptions | None = None,
+    first: int = 0,
+    total: int | None = None,
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """Mean loss and gradients of one step over micro-batches of these sizes."""
+    """Mean loss and gradients of one step over micro-batches of these sizes.
+
+    `first` and `total` place them in a global batch whose other samples are other ranks'.
+    """
     torch.manual_seed(0)
     clip = Clip(CONFIG)
     with torch.no_grad():
         clip.clip.logit_scale.fill_(math.log(scale))
-    data, total = clip_batch(sum(sizes)), sum(sizes)
+    total = total or sum(sizes)
+    data = clip_batch(total)
     objective = ClipObjective(ClipObjectiveConfig(), CONFIG, opposed)
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    starts = [first + sum(sizes[:i]) for i in range(len(sizes))]
     parts = [
         Batch(*(None if v is None else v[s : s + n] for v in vars(data).values()))
         for s, n in zip(starts, sizes, strict=True)
@@ -174,6 +188,35 @@ def test_clip_in_micro_batches_is_clip_on_the_whole_batch(sizes, opposed):
     assert grads.keys() == whole_grads.keys()
     for name, expected in whole_grads.items():
         torch.testing.assert_close(grads[name], expected, atol=2e-6, rtol=2e-3, msg=name)
+
+
+@pytest.mark.parametrize(("total", "opposed"), [(9, False), (8, True), (7, True)])
+def test_clip_on_two_ranks_is_clip_on_the_whole_batch(tmp_path, total, opposed):
+    """Also where the ranks' shares differ by a sample."""
+    arguments = [RANKS, tmp_path, total, int(opposed)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments), str(rank)],
+            cwd=ROOT,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for rank in ranks:
+            _, errors = rank.communicate(timeout=120)
+            assert rank.returncode == 0, errors
+    finally:
+        for rank in ranks:
+            rank.kill()
+    found = load_file(tmp_path / "sums.safetensors")
+    value, grads = clip_step([total], opposed=OPPOSED if opposed else None)
+    assert found.pop("loss").item() == pytest.approx(value, rel=1e-5)
+    assert found.keys() == grads.keys()
+    for name, expected in grads.items():
+        torch.testing.assert_close(found[name], expected, atol=2e-6, rtol=2e-3, msg=name)
 
 
 def test_clips_loss_is_open_clips():
