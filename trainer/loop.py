@@ -102,14 +102,15 @@ def _finished(config: AnyTrainConfig) -> TrainResult | None:
 
 
 def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
-    datasets = Shards(config.data).infos
+    shards = Shards(config.data)
+    datasets = shards.infos
     facts = run_facts(config, datasets)
     device = local_device()
     parts = build_parts(config, device)
     require_fitting_data(config, parts.objective.needs, datasets)
     engine = open_engine(parts.model, config.optim, config.train, device)
     try:
-        session = Session(config, parts.objective, engine, facts)
+        session = Session(config, parts.objective, engine, facts, int(shards.starts[-1]))
         resumed_from = session.resume(_warn)
         if engine.rank == 0:
             write_record(config, engine)

@@ -34,8 +34,10 @@ class Session:
         objective: Objective,
         engine: Engine,
         facts: Mapping[str, Any],
+        epoch_size: int,
     ) -> None:
         self.config, self.objective, self.engine, self.facts = config, objective, engine, facts
+        self.epoch_size = epoch_size  # samples
         self.state = TrainState(config.seed)
         self.ema = Ema(engine.flats(), config.ema)
         self.saved_at: int | None = None  # samples of the last checkpoint
@@ -63,6 +65,7 @@ class Session:
         _require_shapes(self.engine.flats(), checkpoint.manifest)
         reader = SliceReader(checkpoint)
         self.state = checkpoint.state()
+        self.state.advance(0, self.epoch_size)  # the first checkpoints tell no epoch
         self.engine.restore(reader, self.state.steps)
         flats = self.engine.flats()
         self.ema = Ema(flats, self.config.ema)
@@ -120,7 +123,7 @@ class Session:
             state.window.add(size, stats.sums[0], stats.grad_norm)
         else:
             state.skip(size)
-        state.samples += size
+        state.advance(size, self.epoch_size)
         if state.skipped_in_row >= MOST_SKIPPED:
             raise Diverged(
                 f"{self.config.out}: loss or gradient was not finite for {MOST_SKIPPED} steps in "

@@ -7,6 +7,8 @@ from typing import Any
 
 from base.errors import UserError
 
+_LATER = {"epoch"}  # fields that the first checkpoints of RUN version 1 do not have
+
 
 @dataclass
 class Window:
@@ -33,12 +35,18 @@ class TrainState:
 
     seed: int
     samples: int = 0
+    epoch: int = 0  # of the next sample, from 0; follows from `samples`, kept for those who read
     steps: int = 0  # optimizer steps applied
     ema_updates: int = 0
     seconds: float = 0.0  # of training, over all sessions
     skipped: list[tuple[int, int]] = field(default_factory=list)  # [start, end) of samples
     skipped_in_row: int = 0
     window: Window = field(default_factory=Window)
+
+    def advance(self, samples: int, epoch_size: int) -> None:
+        """Pass over the next `samples` positions, applied or skipped."""
+        self.samples += samples
+        self.epoch = self.samples // epoch_size
 
     def skip(self, samples: int) -> None:
         """Leave the next `samples` positions out, joining neighbours in the record."""
@@ -68,12 +76,12 @@ def state_from_json(data: Any, where: str) -> TrainState:
     """The state that `to_json` gave.
 
     Raises:
-        UserError: fields are missing or unknown.
+        UserError: fields are missing or not what they should be.
     """
     names = {entry.name for entry in fields(TrainState)}
-    if not isinstance(data, dict) or set(data) < names:
+    if not isinstance(data, dict) or not names - _LATER <= set(data):
         raise UserError(f"{where}: not a record of a run's progress")
-    known = {name: data[name] for name in names}
+    known = {name: data[name] for name in names & set(data)}
     try:
         known["window"] = Window(**known["window"])
         known["skipped"] = [(int(start), int(end)) for start, end in known["skipped"]]

@@ -53,7 +53,7 @@ def compare_with_full_gather(data: Path, folder: Path, zero: int, precision: str
     parts = build_parts(config, CPU)
     engine = open_engine(parts.model, config.optim, config.train, CPU)
     assert isinstance(engine, DeepSpeedEngine)
-    session = Session(config, parts.objective, engine, {})
+    session = Session(config, parts.objective, engine, {}, epoch_size=32)
     averages = {name: value.clone() for name, value in full(engine, "master").items()}
     for step in range(4):
         take_step(session, step)

@@ -1,6 +1,7 @@
 """Checkpoints on disk: never half there, readable by others, no pickle, kept in number."""
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -30,6 +31,7 @@ from trainer.checkpoint.tensors import entry_of, write_tensors
 from trainer.checkpoint.write import complete_checkpoints
 from trainer.loop import train
 from trainer.stages import load_weights
+from trainer.state import TrainState, state_from_json
 
 HERE = Path(__file__).resolve().parent
 
@@ -40,6 +42,35 @@ def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("checkpoint") / "run"
     train(toy.toy_config(dataset, out))
     return out
+
+
+def test_trainer_json_tells_the_epoch(dataset: Path, tmp_path: Path) -> None:
+    """The dataset has 32 samples. Checkpoints from before the epoch was told still resume."""
+    out = tmp_path / "run"
+    train(toy.toy_config(dataset, out, train={"samples": 48}))
+    folder = out / "checkpoints" / "000000000048"
+    record = json.loads((folder / "trainer.json").read_text())
+    assert (record["samples"], record.pop("epoch")) == (48, 1)
+    rewrite(folder, "trainer.json", json.dumps(record))
+    assert train(toy.toy_config(dataset, out)).resumed_from == 48
+    assert resolve_checkpoint(out).state().epoch == 3
+
+
+def rewrite(folder: Path, name: str, text: str) -> None:
+    """Put other bytes into a checkpoint, as if they had been saved."""
+    (folder / name).write_text(text)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    manifest["files"][name] = {"bytes": len(text.encode()), "sha256": digest}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_record_of_progress_needs_all_else() -> None:
+    record = TrainState(3, samples=48, epoch=1).to_json()
+    assert state_from_json(record, "trainer.json") == TrainState(3, samples=48, epoch=1)
+    del record["steps"]
+    with pytest.raises(UserError, match="not a record of a run's progress"):
+        state_from_json({**record, "more": 1}, "trainer.json")
 
 
 def test_killed_anywhere_it_is_whole_and_ends_the_same(dataset: Path, tmp_path: Path) -> None:
