@@ -95,8 +95,8 @@ def write_scenes(
             _write_parts(out, settings, workers or len(os.sched_getaffinity(0)), bar)
             _finish(out, settings)
         else:
-            with share_of(bar, "scenes", count, "scenes", count):
-                pass
+            with share_of(bar, "scenes", count, "scenes", count) as shown:
+                shown.log(f"{out}: {count} scenes are already there")
 
 
 def _checked(settings: Settings) -> Settings:
