@@ -9,16 +9,10 @@ from pathlib import Path
 from base.files import write_json
 from data_pipeline.schema.dataset import (
     EMBEDDED,
-    WORK_FOLDER,
     Commit,
     commit_path,
     read_commit,
 )
-
-
-def attempt_folder(root: Path, shard: int, token: str) -> Path:
-    """Where one attempt at a shard writes, under the files' later relative names."""
-    return root / WORK_FOLDER / "attempts" / f"{shard:05d}-{token}"
 
 
 def is_done(root: Path, shard: int, stage: str, name: str | None = None) -> bool:
@@ -43,16 +37,20 @@ def publish(root: Path, attempt: Path, commit: Commit, name: str | None = None) 
     """
     first = not is_done(root, commit.shard, commit.stage, name)
     if first:
-        new = [path for path in commit.files if attempt != root and (attempt / path).is_file()]
+        new = [root / path for path in commit.files if (attempt / Path(path).name).is_file()]
         for path in new:
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(attempt / path, root / path)
-        for folder in {(root / path).parent for path in new}:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(attempt / path.name, path)
+        for folder in {path.parent for path in new}:
             _sync_folder(folder)
-        write_json(commit_path(root, commit.shard, name), commit.to_json())
-    if attempt != root:
-        shutil.rmtree(attempt, ignore_errors=True)
+        write_commit(root, commit, name)
+    shutil.rmtree(attempt, ignore_errors=True)
     return first
+
+
+def write_commit(root: Path, commit: Commit, name: str | None = None) -> None:
+    """Commits a shard whose files, if it has any, are in place."""
+    write_json(commit_path(root, commit.shard, name), commit.to_json())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,14 +19,14 @@ from base.files import read_json, sha256_file, write_json
 from base.lease import Lease
 from base.progress import Progress, share_of
 from base.stop import StopFlag
+from data_pipeline.attempts import new_attempt, work_folder
 from data_pipeline.clip_spec import ClipSpec, find_clip
 from data_pipeline.cluster import actor_pool, cluster, cores, run_bounded
-from data_pipeline.commits import attempt_folder, is_done, publish
+from data_pipeline.commits import is_done, publish, write_commit
 from data_pipeline.schema.dataset import (
     DATASET_FILE,
     EMBEDDED,
     METADATA_SCHEMA,
-    WORK_FOLDER,
     ClipInfo,
     Commit,
     DatasetInfo,
@@ -63,11 +62,12 @@ class Embedder:
         """Loads the CLIP; which one it is."""
         return self._clip(spec).info
 
-    def embed(self, spec: str, root: str, shard: int, name: str | None, token: str) -> Commit:
-        """Embeds a shard into an attempt's folder; gives the commit to publish."""
-        folder = Path(root)
-        attempt = attempt_folder(folder, shard, token)
-        return embed_shard(self._clip(spec), folder, shard, name, attempt)
+    def embed(
+        self, spec: str, root: Path, work: Path, shard: int, name: str | None
+    ) -> tuple[Path, Commit]:
+        """Embeds a shard: the attempt's folder, and the commit to publish."""
+        attempt = new_attempt(work, shard)
+        return attempt, embed_shard(self._clip(spec), root, shard, name, attempt)
 
     def _clip(self, spec: str) -> Clip:
         if self._loaded is None or self._loaded[0] != spec:
@@ -81,7 +81,10 @@ class Embedder:
 
 
 def embed_shard(clip: Clip, root: Path, shard: int, name: str | None, attempt: Path) -> Commit:
-    """Writes npy files, and for the first set the metadata with its three columns filled in."""
+    """Writes npy files, and for the first set the metadata with its three columns filled in.
+
+    They lie in the folder `attempt` by their last names.
+    """
     before = read_commit(root, shard)
     assert before is not None, "only shards with pictures are embedded"
     table = pq.read_table(metadata_path(root, shard))
@@ -91,7 +94,7 @@ def embed_shard(clip: Clip, root: Path, shard: int, name: str | None, attempt: P
         (img_emb_path(Path(), shard, name), image),
         (text_emb_path(Path(), shard, name), text),
     ):
-        files[str(path)] = write_embeddings(attempt / path, rows)
+        files[str(path)] = write_embeddings(attempt / path.name, rows)
     if name is not None:
         record = clip_path(root, name)
         size = record.stat().st_size
@@ -104,7 +107,7 @@ def embed_shard(clip: Clip, root: Path, shard: int, name: str | None, attempt: P
         )
     path = metadata_path(Path(), shard)
     noted = with_note(table, CLIP_NOTE, asdict(clip.info))
-    files[str(path)] = write_parquet(attempt / path, noted)
+    files[str(path)] = write_parquet(attempt / path.name, noted)
     return replace(before, stage=EMBEDDED, files={**before.files, **files})
 
 
@@ -185,12 +188,11 @@ def embed(
             if bar is not None:
                 bar.skip(info.kept)
             return info
-        with cluster(ray_address) as ray, StopFlag() as stop:
-            used = embed_all(ray, dataset, info.shards, clip, name, stop, bar)
+        with work_folder(dataset) as work, cluster(ray_address) as ray, StopFlag() as stop:
+            used = embed_all(ray, dataset, work, info.shards, clip, name, stop, bar)
         if name is None:
             info = replace(info, clip=used)
             write_json(dataset / DATASET_FILE, info.to_json())
-        shutil.rmtree(dataset / WORK_FOLDER, ignore_errors=True)
     return info
 
 
@@ -213,6 +215,7 @@ def _check_name(name: str | None) -> None:
 def embed_all(
     ray: Any,
     root: Path,
+    work: Path,
     shards: int,
     clip: str,
     name: str | None,
@@ -226,23 +229,23 @@ def embed_all(
     info = _described(ray, actors[0], clip, stop)
     _claim(root, commits, name, info)
     todo = [s for s in range(shards) if not is_done(root, s, EMBEDDED, name)]
-    free, busy = list(actors), dict[int, tuple[Any, str]]()
+    free, busy = list(actors), dict[int, Any]()
 
     def submit(shard: int) -> Any:
-        actor, token = busy[shard] = (free.pop(), os.urandom(4).hex())
-        return actor.embed.remote(clip, str(root.absolute()), shard, name, token)
+        busy[shard] = free.pop()
+        return busy[shard].embed.remote(clip, root.absolute(), work.absolute(), shard, name)
 
     done = sum(kept) - sum(kept[s] for s in todo)
     with share_of(whole, "embed", sum(kept), "samples", done) as bar:
         for shard in todo:
             commit = commits[shard]
             if commit is not None and not kept[shard]:
-                publish(root, root, replace(commit, stage=EMBEDDED, files=_own(commit, name)), name)
+                nothing = replace(commit, stage=EMBEDDED, files=_own(commit, name))
+                write_commit(root, nothing, name)
         full = [shard for shard in todo if kept[shard]]
-        for shard, commit in run_bounded(ray, submit, full, len(actors), stop):
-            actor, token = busy.pop(shard)
-            free.append(actor)
-            publish(root, attempt_folder(root, shard, token), commit, name)
+        for shard, (attempt, commit) in run_bounded(ray, submit, full, len(actors), stop):
+            free.append(busy.pop(shard))
+            publish(root, attempt, commit, name)
             bar.advance(kept[shard])
     return info
 

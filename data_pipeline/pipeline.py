@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,9 +16,10 @@ from base.lease import Lease
 from base.progress import Progress, share_of
 from base.stop import StopFlag
 from data_pipeline import columns, sources
+from data_pipeline.attempts import new_attempt, work_folder
 from data_pipeline.clip_spec import ClipSpec, find_clip
 from data_pipeline.cluster import cluster, run_bounded
-from data_pipeline.commits import attempt_folder, is_done, publish
+from data_pipeline.commits import is_done, publish
 from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import embed_all, is_embedded
 from data_pipeline.plan import ShardPlan, persist, plan_fingerprint
@@ -68,7 +67,7 @@ def prepare(
     config = config or PrepareConfig()
     spec = None if clip == "none" else find_clip(clip)
     _check_target(out)
-    with _removed_if_empty(out), Lease(out), _work_folder(out) as work:
+    with _removed_if_empty(out), Lease(out), work_folder(out) as work:
         found = sources.scan(inputs, work)
         shards = persist(out, found, config)
         if (info := _complete(out, spec)) is not None:
@@ -77,11 +76,11 @@ def prepare(
             return info
         used = None
         with cluster(ray_address) as ray, StopFlag() as stop:
-            _make_pixels(ray, out, found, shards, config, stop, bar)
+            _make_pixels(ray, out, work, found, shards, config, stop, bar)
             commits = _all_commits(out, len(shards))
             _require_kept(out, commits)
             if spec is not None:
-                used = embed_all(ray, out, len(shards), clip, None, stop)
+                used = embed_all(ray, out, work, len(shards), clip, None, stop)
         return _finish(out, commits, config, used)
 
 
@@ -94,17 +93,6 @@ def _removed_if_empty(out: Path) -> Iterator[None]:
         with suppress(OSError):
             out.rmdir()
         raise
-
-
-@contextmanager
-def _work_folder(out: Path) -> Iterator[Path]:
-    """An empty folder for what a run needs on the way; nothing in it outlives the run."""
-    work = out / WORK_FOLDER
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _check_target(out: Path) -> None:
@@ -133,6 +121,7 @@ def _complete(out: Path, spec: ClipSpec | None) -> DatasetInfo | None:
 def _make_pixels(
     ray: Any,
     out: Path,
+    work: Path,
     found: Sequence[Source],
     shards: Sequence[ShardPlan],
     config: PrepareConfig,
@@ -144,33 +133,30 @@ def _make_pixels(
     require_free_space(out, left * _LEAST_BYTES_PER_ROW)
     shared = ray.put((tuple(found), columns.union([source.extra for source in found]), config))
     task = ray.remote(max_retries=3, scheduling_strategy="SPREAD")(_shard_task)
-    tokens: dict[int, str] = {}
 
     def submit(shard: int) -> Any:
-        tokens[shard] = os.urandom(4).hex()
-        return task.remote(shared, todo[shard], str(out.absolute()), tokens[shard])
+        return task.remote(shared, todo[shard], work.absolute())
 
     limit = _TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
     with share_of(whole, "prepare", total, "samples", total - left) as bar:
         for note in (note for source in found for note in source.notes):
             bar.log(note)
         rejected = 0
-        for shard, commit in run_bounded(ray, submit, todo, limit, stop):
-            publish(out, attempt_folder(out, shard, tokens.pop(shard)), commit)
+        for _, (attempt, commit) in run_bounded(ray, submit, todo, limit, stop):
+            publish(out, attempt, commit)
             rejected += commit.rejected
             bar.advance(commit.input, rejected=rejected)
 
 
 def _shard_task(
-    shared: tuple[tuple[Source, ...], Any, PrepareConfig], plan: ShardPlan, out: str, token: str
-) -> Commit:
-    """The body of a Ray task; an attempt that a dead worker left behind is begun anew."""
+    shared: tuple[tuple[Source, ...], Any, PrepareConfig], plan: ShardPlan, work: Path
+) -> tuple[Path, Commit]:
+    """The body of a Ray task: the attempt's folder, and the commit to publish."""
     from data_pipeline.pixels import Job, make_shard
 
     found, extra, config = shared
-    attempt = attempt_folder(Path(out), plan.shard, token)
-    shutil.rmtree(attempt, ignore_errors=True)
-    return make_shard(Job(plan, found, extra, config), attempt)
+    attempt = new_attempt(work, plan.shard)
+    return attempt, make_shard(Job(plan, found, extra, config), attempt)
 
 
 def _all_commits(out: Path, shards: int) -> list[Commit]:

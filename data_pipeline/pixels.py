@@ -27,7 +27,6 @@ from data_pipeline.schema.dataset import (
     REJECTED_SCHEMA,
     VERSION,
     Commit,
-    FileRecord,
     metadata_path,
     metadata_schema,
     rejected_path,
@@ -60,13 +59,14 @@ class _Rows:
 
 
 def make_shard(job: Job, attempt: Path) -> Commit:
-    """Writes the shard's files under `attempt`, by their later relative names.
+    """Writes the shard's files into the folder `attempt`, by their last names.
 
     Equal inputs, config and versions give equal bytes.
     """
     rows = _Rows()
     shard = job.plan.shard
-    tar = TarWriter(tar_path(attempt, shard))
+    root = Path()
+    tar = TarWriter(attempt / tar_path(root, shard).name)
     with tar:
         for position, row in _input_rows(job):
             try:
@@ -82,15 +82,16 @@ def make_shard(job: Job, attempt: Path) -> Commit:
                     }
                 )
     files = {}
-    root = Path()
     if rows.kept:
         files[str(tar_path(root, shard))] = tar.file.record(len(rows.kept))
         table = _metadata(rows, job.extra)
-        path = metadata_path(attempt, shard)
-        files[str(metadata_path(root, shard))] = write_parquet(path, table)
+        path = metadata_path(root, shard)
+        files[str(path)] = write_parquet(attempt / path.name, table)
     else:
-        tar_path(attempt, shard).unlink()
-    files[str(rejected_path(root, shard))] = _write_rejected(attempt, shard, rows.rejected)
+        (attempt / tar_path(root, shard).name).unlink()
+    path = rejected_path(root, shard)
+    rejected = pa.Table.from_pylist(rows.rejected, schema=REJECTED_SCHEMA)
+    files[str(path)] = write_parquet(attempt / path.name, rejected)
     return Commit(VERSION, PIXELS, shard, job.plan.count, len(rows.kept), len(rows.rejected), files)
 
 
@@ -169,11 +170,6 @@ def _metadata(rows: _Rows, extra: pa.Schema) -> pa.Table:
         arrays.append(columns.as_array([row.get(other.name) for row in rows.extras], other.type))
     assert all(known[name] == [None] * len(rows.kept) for name in EMBEDDING_COLUMNS)
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _write_rejected(attempt: Path, shard: int, rejected: list[dict[str, Any]]) -> FileRecord:
-    table = pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)
-    return write_parquet(rejected_path(attempt, shard), table)
 
 
 def _utf8(text: str) -> str:

@@ -24,10 +24,9 @@ _CHECKSUM = slice(148, 156)
 
 
 class HashedFile(io.RawIOBase):
-    """A new file that knows its hash; fsynced when closed."""
+    """A new file in a folder that is there; it knows its hash, and is fsynced when closed."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("xb", buffering=1 << 18)
         self._digest = hashlib.sha256()
         self._size = 0
