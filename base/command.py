@@ -12,7 +12,8 @@ from typing import NoReturn
 import typer
 from pydantic import BaseModel
 
-from base.errors import UserError
+from base.errors import Stopped, UserError
+from base.stop import STOPPED, interrupted_by_signals
 
 _DEBUG = "--debug"
 _KEYBOARD = 130
@@ -25,25 +26,29 @@ def run(app: typer.Typer) -> NoReturn:
     """Runs `app` on the command line and ends the process with the documented exit code.
 
     `--debug` is understood anywhere on the command line, so that it can be appended to the command
-    that failed; it shows the traceback of whatever ends the command.
+    that failed; it shows the traceback of whatever ends the command. SIGTERM and SIGUSR2 end it
+    like Ctrl-C, from its first import on, unless it takes them itself.
     """
     arguments = sys.argv[1:]
     debug = _DEBUG in arguments
+    with interrupted_by_signals() as by_system:
+        code = _run(app, [argument for argument in arguments if argument != _DEBUG], debug)
+    if code == _KEYBOARD and by_system():
+        code = _report(Stopped(STOPPED), debug=False)
+    elif code == _KEYBOARD:
+        print(_INTERRUPTED, file=sys.stderr)
+    sys.exit(code)
+
+
+def _run(app: typer.Typer, arguments: list[str], debug: bool) -> int:
+    """Runs `app`; its exit code, that of an interruption not told yet."""
     command = typer.main.get_command(app)
     try:
-        result = command.main(
-            args=[argument for argument in arguments if argument != _DEBUG],
-            prog_name=_name(),
-            standalone_mode=False,
-        )
+        result = command.main(args=arguments, prog_name=_name(), standalone_mode=False)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
-        code = _report(error, debug)
-    else:
-        code = result if isinstance(result, int) else 0
-        if code == _KEYBOARD:  # some versions of typer make this of a KeyboardInterrupt
-            print(_INTERRUPTED, file=sys.stderr)
-    sys.exit(code)
+        return _report(error, debug)
+    return result if isinstance(result, int) else 0  # 130 after Ctrl-C, in some typers
 
 
 def emit_json(value: object) -> None:
@@ -65,11 +70,10 @@ def one_line(error: BaseException) -> tuple[str, int]:
 
 
 def _report(error: BaseException, debug: bool) -> int:
-    """Prints what ended the command; gives the exit code."""
+    """Prints what ended the command, unless it was interrupted; gives the exit code."""
     if debug:
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        print(_INTERRUPTED, file=sys.stderr)
         return _KEYBOARD
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -117,7 +117,11 @@ class _Holding:
             other = _read(file)
             if other is not None and not other.gives_way_to(self._owner):
                 raise UserError(f"{folder}: in use by {other.describe()}; stop that one or wait")
-            _write(file, self._owner)
+            try:
+                _write(file, self._owner)
+            except OSError:  # a full disk: what is there now names nobody
+                self._path.unlink()
+                raise
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()

@@ -2,12 +2,16 @@
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 from base.errors import Stopped
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+_SYSTEM = (signal.SIGTERM, signal.SIGUSR2)
+_SIGNALS = (*_SYSTEM, signal.SIGINT)
+STOPPED = "stopped; run the same command again"
 
 
 class StopFlag:
@@ -26,7 +30,7 @@ class StopFlag:
         """Whether somebody asked this process to stop."""
         return self.signal is not None
 
-    def raise_if_requested(self, message: str = "stopped; run the same command again") -> None:
+    def raise_if_requested(self, message: str = STOPPED) -> None:
         """Ends the work when a stop was asked for.
 
         Raises:
@@ -58,3 +62,23 @@ class StopFlag:
         if number == signal.SIGINT and self.signal is signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[Callable[[], bool]]:
+    """SIGTERM and SIGUSR2 raise KeyboardInterrupt wherever the block is, as Ctrl-C does.
+
+    Gives what tells whether one of them came. Within a StopFlag it is the flag that they set.
+    """
+    came = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.set()
+        raise KeyboardInterrupt
+
+    earlier = [signal.signal(number, interrupt) for number in _SYSTEM]
+    try:
+        yield came.is_set
+    finally:
+        for number, handler in zip(_SYSTEM, earlier, strict=True):
+            signal.signal(number, handler)

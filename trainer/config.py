@@ -55,6 +55,7 @@ class LoopConfig(Config):
     read_ahead: Positive = 4  # global batches
     checkpoint_every: Positive | None = None  # None: at the end and when stopped
     keep: Positive = 2  # checkpoints left in the folder
+    pictures: Count = 8  # drawn at every checkpoint from averaged weights; 0: none
     log_every: Positive | None = None  # None: about 200 lines in the run
     threads: Positive | None = None  # CPU threads of the model; None: torch's own choice
 

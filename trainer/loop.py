@@ -29,6 +29,7 @@ from trainer.loader.steps import Loader, Plan
 from trainer.metrics import Metrics
 from trainer.optim import learning_rate
 from trainer.record import require_fitting_data, require_same_run, run_facts, write_record
+from trainer.sampling.progress import ProgressPictures
 from trainer.session import Session
 from trainer.stages import STAGES, Parts
 from trainer.state import TrainState
@@ -114,7 +115,6 @@ def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
         resumed_from = session.resume(_warn)
         if engine.rank == 0:
             write_record(config, engine)
-            Metrics(config.out).cut(session.state.samples)
         _run(session, stop)
         return _result(config, session.state, resumed_from)
     finally:
@@ -127,9 +127,16 @@ def _run(session: Session, stop: StopFlag) -> None:
     size, total = config.train.batch, config.train.samples
     log_every = config.train.log_every or max(total // _LINES, size)
     save_every = config.train.checkpoint_every or sys.maxsize
-    is_first = session.engine.rank == 0
-    metrics = Metrics(config.out)
-    with _loader(session) as loader, _bar(session) as bar:
+    pictures = ProgressPictures(config, session.objective, session.engine.device)
+
+    def save_and_show() -> None:
+        if session.saved_at == state.samples:
+            return
+        session.save()
+        if metrics is not None and (picture := pictures.draw(state.samples)) is not None:
+            metrics.show(picture, state.samples)
+
+    with _metrics(session) as metrics, _loader(session) as loader, _bar(session) as bar:
         last = time.monotonic()
         for batches in loader:
             rate = learning_rate(config.optim, state.samples + size, total)
@@ -143,13 +150,14 @@ def _run(session: Session, stop: StopFlag) -> None:
                 bar.advance(size, loss=stats.sums[0], lr=rate)
             if _crossed(before, state.samples, log_every) or state.samples >= total:
                 window = state.take_window()
-                if is_first:
+                if metrics is not None:
                     metrics.write(state, window, rate)
-            if stats.sums[1] or _crossed(before, state.samples, save_every):
-                session.save()
             if stats.sums[1]:
+                session.save()
                 _stop(stats, config.out)
-        session.save()
+            if _crossed(before, state.samples, save_every):
+                save_and_show()
+        save_and_show()
 
 
 def _loader(session: Session) -> Loader:
@@ -167,6 +175,13 @@ def _loader(session: Session) -> Loader:
         micro_batches=micro_batches(config.train, engine.world_size),
     )
     return Loader(plan, config.train.workers, config.train.read_ahead)
+
+
+def _metrics(session: Session) -> AbstractContextManager[Metrics | None]:
+    """The run's metrics, on the first rank."""
+    if session.engine.rank != 0:
+        return nullcontext(None)
+    return Metrics(session.config.out, session.state.samples)
 
 
 def _bar(session: Session) -> AbstractContextManager[Progress | None]:

@@ -157,16 +157,27 @@ def test_json_has_standard_output_to_itself(app: Path) -> None:
     assert json.loads(done.stdout) == {"b": {"path": "x/y", "optim": {"lr": 0.5}}, "a": "ü"}
 
 
-def test_the_keyboard(app: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "line"),
+    [
+        (signal.SIGINT, 130, "interrupted; run the same command again"),
+        (signal.SIGTERM, 75, "error: stopped; run the same command again"),
+        (signal.SIGUSR2, 75, "error: stopped; run the same command again"),
+    ],
+)
+def test_keyboard_and_system(number: signal.Signals, code: int, line: str, app: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, str(app), "endless"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, str(app), "endless"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
     _, errors = process.communicate()
-    assert process.returncode == 130
-    assert b"Traceback" not in errors
+    assert process.returncode == code
+    assert errors.strip().splitlines() == [line]
 
 
 def test_a_reader_that_left(app: Path) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -283,3 +283,19 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"), Lease(tmp_path / "file"):
         pass
+
+
+def test_a_full_disk_leaves_no_lease(
+    small_disk: Path, fill_disk: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    folder = small_disk / "run"
+    folder.mkdir()
+    filler = fill_disk(small_disk)
+    with filler.open("ab") as file:
+        file.write(bytes(4096))
+    with pytest.raises(OSError, match="No space left"), Lease(folder):
+        pytest.fail("held without a lease")
+    assert list(folder.iterdir()) == []
+    filler.unlink()
+    with Lease(folder):
+        assert [path.name for path in folder.iterdir()] == [NAME]

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from base.errors import Stopped
-from base.stop import StopFlag
+from base.stop import StopFlag, interrupted_by_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
@@ -76,3 +76,22 @@ def test_off_the_main_thread_it_does_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [False, before]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_the_system_interrupts_like_the_keyboard(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with interrupted_by_signals() as by_system:
+        assert not by_system()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        assert by_system()
+    assert signal.getsignal(number) == before
+
+
+def test_a_flag_within_takes_the_signal() -> None:
+    with interrupted_by_signals() as by_system:
+        with StopFlag() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        assert not by_system()

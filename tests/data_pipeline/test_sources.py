@@ -114,6 +114,14 @@ def test_problems_of_a_pair_are_told_in_its_row(tmp_path: Path) -> None:
     fill(folder, {"big.jpg": b"0" * (CAP + 1), "big.txt": "big"})
     os.mkfifo(folder / "pipe.jpg")
     (folder / "pipe.txt").write_text("pipe")
+    (folder / "sick.jpg").symlink_to("/proc/self/mem")  # opens, and cannot be read
+    (folder / "sick.txt").write_text("sick disk")
+    (folder / "mute.jpg").write_bytes(b"P")
+    (folder / "mute.txt").symlink_to("/proc/self/mem")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "loop.txt").write_text("loop")
+    (folder / "place.jpg").mkdir()
+    (folder / "place.txt").write_text("a folder by a picture's name")
     rows = {row.source_key: row for row in rows_of(tmp_path, folder)}
     assert rows["empty.jpg"].captions == ()
     assert reason(rows["latin.jpg"]) == "bad_caption"
@@ -121,6 +129,10 @@ def test_problems_of_a_pair_are_told_in_its_row(tmp_path: Path) -> None:
     assert reason(rows["odd.jpg"]) == "bad_row"
     assert reason(rows["big.jpg"]) == "too_many_bytes"
     assert reason(rows["pipe.jpg"]) == "unreadable_file"
+    assert reason(rows["sick.jpg"]) == "unreadable_file"
+    assert reason(rows["mute.jpg"]) == "unreadable_file"
+    assert reason(rows["loop.jpg"]) in ("missing_file", "unreadable_file")
+    assert "place.jpg" not in rows
 
 
 def test_tables_hold_paths_or_bytes(tmp_path: Path) -> None:

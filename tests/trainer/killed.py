@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.tensorboard  # seconds in every child otherwise
 import toy
 
 from base.files import sha256_file

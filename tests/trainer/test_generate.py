@@ -1,7 +1,7 @@
 """`generate text`: one picture a caption, nothing drawn twice, mistakes in one line."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import trainer.sampling.pictures as pictures
+from base.command import one_line
 from base.errors import NothingUsable, Stopped, UserError
 from trainer.cli import app
 
@@ -111,6 +112,29 @@ def test_stopped_and_continued(
     paths = pictures.draw_captions(cascade, captions, 0, out, 2)
     assert [colour(path)[0] for path in paths] == [1, 2, 3, 4]
     assert model.calls[-1] == (("ccc", "dddd"), 0, 2)
+
+
+def test_a_disk_that_fills_up_while_drawing(
+    model: Colours, cascade: Path, small_disk: Path, fill_disk: Callable[[Path], Path]
+) -> None:
+    out = small_disk / "out"
+    captions = ["a", "bb", "ccc", "dddd"]
+    pictures.draw_captions(cascade, captions, 0, out, 2)
+    drawn = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    for path in sorted(out.glob("*.png"))[2:]:
+        path.unlink()
+    filler = fill_disk(small_disk)
+    filler.open("ab").write(bytes(4096))
+    with pytest.raises(OSError, match="No space left") as caught:
+        pictures.draw_captions(cascade, captions, 0, out, 2)
+    line, code = one_line(caught.value)
+    assert (code, line.startswith("no space left on device")) == (2, True)
+    filler.unlink()
+    assert sorted(path.name for path in out.glob("*")) == [
+        "000000.png", "000001.png", "captions.json"
+    ]  # fmt: skip
+    pictures.draw_captions(cascade, captions, 0, out, 2)
+    assert {path.name: path.read_bytes() for path in out.glob("*.png")} == drawn
 
 
 @pytest.mark.parametrize("changed", ["caption", "seed", "cascade"])

@@ -1,17 +1,23 @@
 """Every real stage, at micro size: one curve on one process and two, whatever the engine."""
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import stages
 import toy
+from PIL import Image
 from stages import ON_RANKS, STAGES, stage_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from base.errors import UserError
 from base.files import sha256_file
+from trainer.batch import Needs
 from trainer.checkpoint.export import read_weights
+from trainer.loader.samples import SampleReader
 from trainer.loop import train
 from trainer.metrics import read_metrics
 
@@ -91,3 +97,43 @@ def test_bf16_follows_fp32_roughly(data: Path, folder: Path, name: str) -> None:
     ours, theirs = read_metrics(folder / f"{name}-bf16"), read_metrics(folder / name)
     for a, b in zip(ours, theirs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize(("name", "rows", "side"), [("decoder", 2, 16), ("up64", 3, 64)])
+def test_progress_is_drawn_at_checkpoints(
+    data: Path, folder: Path, name: str, rows: int, side: int
+) -> None:
+    """Eight columns of training samples, the truth below; TensorBoard shows the same picture."""
+    picture = Image.open(folder / name / "samples/000000000064.png")
+    pixels = np.asarray(picture)  # [H, W, 3]
+    assert picture.size == (8 * (side + 2) + 2, rows * (side + 2) + 2)
+    shown = EventAccumulator(str(folder / name / "tensorboard")).Reload().Images("pictures")
+    assert shown[-1].step == 64
+    assert np.array_equal(
+        np.asarray(Image.open(io.BytesIO(shown[-1].encoded_image_string))), pixels
+    )
+    config = stage_config(name, data, folder, name)
+    reader = SampleReader(config.data, Needs(image_size=side), config.seed)
+    for column, true in enumerate(reader.batch(np.arange(8)).image):
+        top, left = 2 + (rows - 1) * (side + 2), 2 + column * (side + 2)
+        place = pixels[top : top + side, left : left + side]
+        assert np.array_equal(place, true.permute(1, 2, 0).numpy())
+        assert len(np.unique(place)) > 1
+
+
+@pytest.mark.parametrize("name", ["clip", "prior"])
+def test_stages_without_pictures_draw_none(folder: Path, name: str) -> None:
+    assert not (folder / name / "samples").exists()
+
+
+def test_looking_at_the_progress_does_not_change_the_run(data: Path, folder: Path) -> None:
+    more = ["train.checkpoint_every=16", "train.keep=4"]
+    for run, pictures in (("watched", 3), ("blind", 0)):
+        config = stage_config("decoder", data, folder, run, *more, f"train.pictures={pictures}")
+        train(config)
+    assert len(list((folder / "watched/samples").glob("*.png"))) == 4
+    assert not (folder / "blind/samples").exists()
+    for slices in (folder / "blind").rglob("*.safetensors"):
+        watched = folder / "watched" / slices.relative_to(folder / "blind")
+        assert sha256_file(watched) == sha256_file(slices)
+    assert_same_curve(folder / "watched", folder / "blind")

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,27 +176,28 @@ def test_again_does_nothing_again(whole: tuple[Path, dict[str, Any]]) -> None:
     assert {path: path.stat().st_mtime_ns for path in watched} == before
 
 
-# Files that appear while a stage is at work; where there is none, its beginning is the moment.
-MOMENTS = {
-    "corpus": "input/train/.work",
-    "prepare": "data/train/plan/plan.parquet",
-    "clip": "clip/checkpoints/000000000064/manifest.json",
-    "embed": "data/train/unclip.lock",
-    "prior": "prior/checkpoints/000000000064/manifest.json",
-    "decoder": "decoder/config.yaml",
-    "up64": "up64/checkpoints/*",
-    "up256": "up256/config.yaml",
-    "pictures": "pictures/final.npy",
-}
+MOMENTS = (  # a stage, and a file that appears while it is at work
+    ("corpus", "input/train/.work"),
+    ("prepare", "data/train/plan/plan.parquet"),
+    ("clip", "clip/checkpoints/000000000064/manifest.json"),
+    ("embed", "data/train/unclip.lock"),
+    ("prior", "prior/checkpoints/000000000064/manifest.json"),
+    ("decoder", "decoder/config.yaml"),
+    ("up64", "up64/checkpoints/*"),
+    ("up256", "up256/config.yaml"),
+    ("pictures", "pictures"),  # the first are being drawn
+    ("pictures", "pictures/final.npy"),
+    ("report", "."),
+)
 
 
 def test_killed_in_every_stage(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     out, killed = tmp_path / "demo", list[Demo]()
-    for stage in STAGES:
+    assert {stage for stage, _ in MOMENTS} == set(STAGES)
+    for stage, pattern in MOMENTS:
         demo = Demo(out)
         demo.until_stage(stage)
-        if stage in MOMENTS:
-            demo.until(lambda pattern=MOMENTS[stage]: any(out.glob(pattern)))  # type: ignore[misc]
+        demo.until(lambda pattern=pattern: any(out.glob(pattern)))  # type: ignore[misc]
         assert demo.end(signal.SIGKILL) == -signal.SIGKILL
         killed.append(demo)
     for demo in killed:
@@ -267,19 +270,93 @@ def test_another_demo_wants_another_folder(
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "expected"),
     [
-        (lambda folder: folder / "absent", "no such file or folder"),
-        (lambda folder: folder, "empty"),
-        (lambda folder: _file(folder / "a.jpg", b"x").parent, "no file has a caption"),
+        (lambda folder: folder / "absent", (2, "no such file or folder")),
+        (lambda folder: folder, (3, "empty")),
+        (lambda folder: _file(folder / "a.jpg", b"x").parent, (3, "no file has a caption")),
+        (lambda folder: _pairs(folder, 1, 0), (3, "1 usable pairs, too few to hold some out")),
+        (
+            lambda folder: _pairs(folder, 0, 40),
+            (3, r"none of the .* rows .* \(not_an_image"),
+        ),
     ],
 )
-def test_data_that_cannot_be_used(make: Any, message: str, tmp_path: Path) -> None:
+def test_data_that_cannot_be_used(make: Any, expected: Any, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=expected[1]) as caught:
         run_demo(tmp_path / "out", make(tmp_path / "data"), MICRO)
     assert "\n" not in str(caught.value)
-    assert caught.value.exit_code in (2, 3)
+    assert caught.value.exit_code == expected[0]
+
+
+def _pairs(folder: Path, good: int, bad: int) -> Path:
+    for index in range(good + bad):
+        (folder / f"{index}.txt").write_text(f"number {index}")
+        if index < good:
+            Image.new("RGB", (32, 32)).save(folder / f"{index}.jpg")
+        else:
+            (folder / f"{index}.jpg").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (r"batch:", "bacth:", "sampling.bacth: unknown key; did you mean batch?"),
+        (r"heldout: \d+", "heldout: many", "corpus.heldout: got 'many'"),
+        (r"shown: \d+", "shown: 0", "report.shown: got 0"),
+        (r"(?s).*", "corpus: 3", "corpus: got 3"),
+        (r"corpus: {", "corpus: [", "demo.yaml"),
+    ],
+)
+def test_configs_that_cannot_be_used(old: str, new: str, message: str, tmp_path: Path) -> None:
+    configs = tmp_path / "configs"
+    shutil.copytree(MICRO, configs)
+    path = configs / "demo.yaml"
+    path.write_text(re.sub(old, new, path.read_text(), count=1))
+    demo = Demo(tmp_path / "out", "--config", configs)
+    demo.process.communicate()
+    assert demo.process.returncode == 2
+    assert demo.errors.startswith("error: ")
+    assert message in demo.errors
+    assert "demo.yaml" in demo.errors
+    assert demo.errors.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("lacking", ["demo", "up256"])
+def test_a_config_that_is_not_there(lacking: str, tmp_path: Path) -> None:
+    configs = tmp_path / "configs"
+    shutil.copytree(MICRO, configs)
+    (configs / f"{lacking}.yaml").unlink()
+    with pytest.raises(UserError, match=rf"configs: has no {lacking}\.yaml"):
+        run_demo(tmp_path / "out", None, configs)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_on_the_way(
+    whole: tuple[Path, dict[str, Any]], small_disk: Path
+) -> None:
+    """Each time a line that says so; with room, the report of a demo that always had it."""
+    out = small_disk / "demo"
+    for megabytes, stage in ((1, "corpus"), (12, "clip"), (72, "prior")):
+        _resize(small_disk, f"{megabytes}m")
+        demo = Demo(out)
+        demo.process.communicate(timeout=1500)
+        assert demo.process.returncode == 2, demo.errors[-4000:]
+        last = demo.errors.splitlines()[-1]
+        assert last.startswith("error: ")
+        assert any(words in last.lower() for words in ("no space left on device", "of disk"))
+        assert "Traceback" not in demo.errors
+        assert [li for li in demo.errors.splitlines() if li.startswith("[")][-1].endswith(stage)
+    _resize(small_disk, "1g")
+    assert comparable(Demo(out).report()) == comparable(whole[1])
+    assert results(out) == results(whole[0])
+
+
+def _resize(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
 
 
 def _file(path: Path, data: bytes) -> Path:

@@ -8,25 +8,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from trainer.builders import load_text_encoder
 from trainer.config import Precision
-from trainer.diffusion.degradations import enlarge
-from trainer.diffusion.guidance import (
-    Denoiser,
-    clipped,
-    denoiser,
-    dynamically_thresholded,
-    guided_denoiser,
-)
 from trainer.engine.open import hardware_precision
 from trainer.engine.processes import local_device
 from trainer.models.clip import TextEncoder, TextStates
 from trainer.objectives.conditions import to_pixels
 from trainer.rng import SampleRandom
 
-from .config import CascadeConfig, DecoderPart, PriorPart, load_cascade_config
+from .config import CascadeConfig, load_cascade_config
+from .drawing import decode, no_captions, sample_prior, upsample
 from .parts import Part, load_part
 
 
@@ -51,37 +43,12 @@ class Cascade:
 
     def no_captions(self, count: int) -> TextStates:
         """The empty caption, `count` times."""
-        null = self.text(self.text.null_tokens[None])
-        return TextStates(*(part.expand(count, *part.shape[1:]) for part in null))
+        return no_captions(self.text, count)
 
-    @torch.inference_mode()
     def sample_prior(self, text: TextStates, random: SampleRandom) -> Tensor:
         """z_i of captions, unit length, float32 [B, D]: of several samples the nearest to z_t."""
-        settings = self.prior.settings
-        assert isinstance(settings, PriorPart)
-        null = self.no_captions(len(text.embedding))
-        both = [torch.cat(pair) for pair in zip(text, null, strict=True)]
+        return sample_prior(self.prior, text, self.no_captions(len(text.embedding)), random)
 
-        def network(x: Tensor, t: Tensor) -> Tensor:
-            states, mask, z_t = (part[: len(x)] for part in both)
-            out: Tensor = self.prior.network(x, t, states, mask, z_t)
-            return out
-
-        if settings.guidance == 1:
-            denoise = denoiser(self.prior.diffusion, network)
-        else:
-            denoise = guided_denoiser(self.prior.diffusion, network, settings.guidance)
-        shape = (self.prior.config.model.embedding_dim,)
-        samples = torch.stack(
-            [
-                F.normalize(self.prior.sample(denoise, shape, random, f"prior.{candidate}"), dim=-1)
-                for candidate in range(settings.candidates)
-            ]
-        )  # [candidates, B, D]
-        best = (samples * text.embedding).sum(dim=-1).argmax(dim=0)  # [B]
-        return samples[best, torch.arange(len(best), device=best.device)]
-
-    @torch.inference_mode()
     def decode(
         self,
         image_embedding: Tensor,
@@ -93,46 +60,14 @@ class Cascade:
 
         image_embedding [B, D] of unit length; without `keep_image` it is dropped, as in training.
         """
-        settings, objective = self.decoder.settings, self.decoder.config.objective
-        assert isinstance(settings, DecoderPart)
-        count = len(image_embedding)
-        null = self.no_captions(count)
-        z_i = objective.embedding_scale * image_embedding
-        both_z = torch.cat([z_i, z_i])
-        kept = torch.arange(2 * count, device=self.device) < (count if keep_image else 0)
-        states, mask = torch.cat([text.states, null.states]), torch.cat([text.mask, null.mask])
+        null = self.no_captions(len(image_embedding))
+        return decode(self.decoder, image_embedding, text, null, random, keep_image)
 
-        def network(x: Tensor, t: Tensor) -> Tensor:
-            out: Tensor = self.decoder.network(x, t, both_z, kept, states, mask)
-            return out
-
-        denoise = guided_denoiser(self.decoder.diffusion, network, settings.guidance)
-        limited: Denoiser = (
-            clipped(denoise) if settings.threshold == "static" else dynamically_thresholded(denoise)
-        )
-        side = objective.image_size
-        return self.decoder.sample(limited, (3, side, side), random, "decoder")
-
-    @torch.inference_mode()
     def upsample(self, picture: Tensor, random: SampleRandom) -> Tensor:
         """All upsamplers in order: [B, 3, S, S] → [B, 3, S', S'], in [-1, 1]."""
         for level, part in enumerate(self.upsamplers):
-            picture = self.upsample_once(part, picture, random, f"upsampler.{level}")
+            picture = upsample(part, picture, random, f"upsampler.{level}")
         return picture
-
-    @torch.inference_mode()
-    def upsample_once(
-        self, part: Part, picture: Tensor, random: SampleRandom, purpose: str
-    ) -> Tensor:
-        """One upsampler: [B, 3, S, S] → [B, 3, f · S, f · S]."""
-        enlarged = enlarge(picture, part.config.objective.factor)
-
-        def network(x: Tensor, t: Tensor) -> Tensor:
-            out: Tensor = part.network(x, t, enlarged)
-            return out
-
-        denoise = clipped(denoiser(part.diffusion, network))
-        return part.sample(denoise, tuple(enlarged.shape[1:]), random, purpose)
 
     def generate(self, captions: Sequence[str], seed: int, first: int = 0) -> Tensor:
         """One picture a caption, uint8 [B, 3, S', S'] on the CPU.

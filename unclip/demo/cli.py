@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from base.command import emit_json
-from unclip.demo.stop import stopped_by_signals
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -32,11 +31,10 @@ def demo(
 ) -> None:
     """From captions to pictures: corpus, shards, CLIP, embeddings, prior, decoder, two upsamplers,
     pictures of held-out captions, scores and a report."""
-    with stopped_by_signals():  # from here on: what is imported takes seconds, too
-        from unclip.demo.run import run_demo
-        from unclip.demo.summary import summary
+    from unclip.demo.run import run_demo
+    from unclip.demo.summary import summary
 
-        report = run_demo(out, data, config)
+    report = run_demo(out, data, config)
     if json:
         emit_json(report)
     else:

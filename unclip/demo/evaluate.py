@@ -21,6 +21,7 @@ from trainer.models.attention import fast_attention_of_others
 from trainer.models.clip import normalise_pixels
 from trainer.objectives.conditions import to_signal
 from trainer.sampling.cascade import Cascade
+from trainer.sampling.drawing import upsample
 
 from .config import DemoConfig
 from .draw import (
@@ -93,7 +94,7 @@ def upsampler_scores(
         for first in range(0, len(small), _MEASURED_AT_ONCE):
             few = small[first : first + _MEASURED_AT_ONCE]
             random = cascade.random(seed, first, len(few))
-            made.append(cascade.upsample_once(part, few, random, "measure"))
+            made.append(upsample(part, few, random, "measure"))
             bar.advance(len(few))
         bicubic = enlarge(small, objective.factor).clamp(-1, 1)
         scores[Path(part.settings.run).name] = {

@@ -1,0 +1,58 @@
+"""TensorBoard shows what metrics.jsonl holds; its own reader is the judge."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import toy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from base.errors import Stopped
+from trainer.loop import train
+from trainer.metrics import read_metrics
+
+CURVES = {"loss", "lr", "grad_norm", "samples_per_second", "waited", "skipped"}
+
+
+def assert_tensorboard_agrees(run: Path) -> None:
+    shown = EventAccumulator(str(run / "tensorboard"), {"scalars": 0}).Reload()
+    lines = read_metrics(run)
+    assert set(shown.Tags()["scalars"]) == CURVES
+    for name in CURVES:
+        expected = [(line["samples"], line[name]) for line in lines if line[name] is not None]
+        curve = [(event.step, event.value) for event in shown.Scalars(name)]
+        assert [step for step, _ in curve] == [step for step, _ in expected], name
+        values = [value for _, value in expected]
+        assert [value for _, value in curve] == pytest.approx(values, rel=1e-6), name
+
+
+def test_a_whole_run(dataset: Path, tmp_path: Path) -> None:
+    train(toy.toy_config(dataset, tmp_path / "run"))
+    assert len(read_metrics(tmp_path / "run")) == 4
+    assert_tensorboard_agrees(tmp_path / "run")
+    assert not [t for t in threading.enumerate() if "Writer" in type(t).__name__]
+
+
+def test_sessions_join_into_one_curve(dataset: Path, tmp_path: Path) -> None:
+    config = toy.toy_config(dataset, tmp_path / "run", objective={"stop_at": [20, 44]})
+    for _ in "ab":
+        with pytest.raises(Stopped):
+            train(config)
+    train(config)
+    assert_tensorboard_agrees(tmp_path / "run")
+
+
+def test_steps_taken_again_are_shown_once(dataset: Path, tmp_path: Path) -> None:
+    """The last checkpoint is lost, the run goes on from the one before; then all are lost."""
+    run = tmp_path / "run"
+    train(toy.toy_config(dataset, run))
+    last = run / "checkpoints/000000000096/slices/rank_00000.safetensors"
+    last.write_bytes(last.read_bytes()[:-1])
+    assert train(toy.toy_config(dataset, run)).resumed_from == 48
+    assert_tensorboard_agrees(run)
+    shutil.rmtree(run / "checkpoints")
+    (run / "latest").unlink()
+    assert train(toy.toy_config(dataset, run)).resumed_from is None
+    assert_tensorboard_agrees(run)
+    assert len(list((run / "tensorboard").iterdir())) == 3  # one a session
