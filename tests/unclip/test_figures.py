@@ -45,9 +45,6 @@ class Spy:
     def no_captions(self, count: int) -> TextStates:
         return states([EMPTY] * count)
 
-    def random(self, seed: int, first: int, count: int) -> SampleRandom:
-        return SampleRandom(seed, torch.arange(first, first + count))
-
     def sample_prior(self, text: TextStates, random: SampleRandom) -> Tensor:
         return torch.cat([text.embedding, random.uniform("prior", 1)], dim=1)
 
@@ -74,14 +71,21 @@ def numbered(count: int) -> Pairs:
     return Pairs(Path(), tuple(range(count)), captions, image, torch.zeros(count, 2), None)
 
 
-def drawn(condition: Condition, folder: Path, count: int = 5, batch: int = 2) -> Spy:
+def drawn(
+    condition: Condition,
+    folder: Path,
+    count: int = 5,
+    batch: int = 2,
+    chosen: Sequence[int] | None = None,
+) -> Spy:
     spy: Any = Spy()
+    pairs = numbered(count) if chosen is None else numbered(count).take(chosen)
     sampling = Sampling(
         prior_steps=1, decoder_steps=1, decoder_guidance=1.0, upsampler_steps=1, batch=batch
     )
-    with Progress("pictures", count) as bar:
-        made = draw(spy, numbered(count), condition, sampling, folder / "drawn.npy", bar)
-        assert (len(made), bar.done) == (count, count)
+    with Progress("pictures", len(pairs)) as bar:
+        made = draw(spy, pairs, condition, sampling, folder / "drawn.npy", bar)
+        assert (len(made), bar.done) == (len(pairs), len(pairs))
     found: Spy = spy
     return found
 
@@ -120,6 +124,12 @@ def test_foreign_embeddings_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     one = drawn(foreign_embedding, tmp_path, batch=2)
     assert one.z_i == drawn(foreign_embedding, tmp_path / "other", batch=5).z_i
+
+
+def test_a_pair_is_drawn_alike_among_others(tmp_path: Path) -> None:
+    """Its noise is its own: a control's pictures differ by the condition alone."""
+    spy = drawn(from_caption, tmp_path, chosen=[4, 1])
+    assert spy.z_i == [own(5)[4], own(5)[1]]
 
 
 def test_no_embedding_is_the_caption_alone(tmp_path: Path) -> None:

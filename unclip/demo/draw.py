@@ -65,6 +65,11 @@ def no_text(cascade: Cascade, group: Group) -> tuple[Tensor, TextStates, bool]:
     return z_i, cascade.no_captions(len(z_i)), True
 
 
+def noise_of(pairs: Pairs, seed: int, device: torch.device) -> SampleRandom:
+    """The draws that belong to the pairs."""
+    return SampleRandom(seed, torch.tensor(pairs.indices, device=device))
+
+
 def draw(
     cascade: Cascade,
     pairs: Pairs,
@@ -75,7 +80,8 @@ def draw(
 ) -> Tensor:
     """The final pictures, uint8 [N, 3, S, S]; kept in `path` (npy) from an earlier call.
 
-    `bar` counts those that are drawn now.
+    A pair's noise follows from its place in the DATASET, among whichever pairs it is drawn. `bar`
+    counts those that are drawn now.
     """
     if path.is_file():
         return torch.from_numpy(np.load(path))
@@ -96,10 +102,9 @@ def draw(
 def _group(cascade: Cascade, pairs: Pairs, first: int, sampling: Sampling) -> Group:
     """The pairs from `first` on; the others lie half of all pairs away, whatever the batch."""
     places = range(first, min(first + sampling.batch, len(pairs)))
-    others = [(place + max(1, len(pairs) // 2)) % len(pairs) for place in places]
-    return Group(
-        pairs.take(places),
-        cascade.random(sampling.seed, first, len(places)),
-        pairs.take(others),
-        SampleRandom(sampling.seed, torch.tensor(others, device=cascade.device)),
+    some = pairs.take(places)
+    others = pairs.take([(place + max(1, len(pairs) // 2)) % len(pairs) for place in places])
+    random, others_random = (
+        noise_of(group, sampling.seed, cascade.device) for group in (some, others)
     )
+    return Group(some, random, others, others_random)

@@ -28,9 +28,9 @@ from .draw import (
     Condition,
     draw,
     foreign_embedding,
-    from_caption,
     no_embedding,
     no_text,
+    noise_of,
     true_embedding,
 )
 from .heldout import Pairs, mean_embedding
@@ -38,7 +38,6 @@ from .heldout import Pairs, mean_embedding
 _MEASURED_AT_ONCE = 16
 
 CONTROLS: dict[str, Condition] = {
-    "prior": from_caption,  # the system itself, on the controls' captions
     "true_embedding": true_embedding,
     "foreign_embedding": foreign_embedding,
     "no_embedding": no_embedding,
@@ -59,21 +58,31 @@ def scene_scores(pictures: Tensor, pairs: Pairs) -> dict[str, Any]:
 
 
 def control_scores(
-    cascade: Cascade, pairs: Pairs, config: DemoConfig, folder: Path, bar: Progress
+    cascade: Cascade,
+    pictures: Tensor,
+    pairs: Pairs,
+    config: DemoConfig,
+    folder: Path,
+    bar: Progress,
 ) -> dict[str, Any]:
-    """Scene scores with the decoder's conditions changed, on the same captions and noise."""
-    scores = {}
+    """Scene scores with the decoder's conditions changed, on the same captions and noise.
+
+    `pictures` [N, 3, S, S] are the system's own of these pairs: the row `prior`.
+    """
+    drawn = {"prior": pictures}
     for name, condition in CONTROLS.items():
         path = folder / f"control_{name}.npy"
-        pictures = draw(cascade, pairs, condition, config.sampling, path, bar)
-        found = scene_scores(pictures, pairs)
-        scores[name] = {group: value["seen"] for group, value in found.items()}
+        drawn[name] = draw(cascade, pairs, condition, config.sampling, path, bar)
+    scores = {
+        name: {group: value["seen"] for group, value in scene_scores(made, pairs).items()}
+        for name, made in drawn.items()
+    }
     return {**scores, "count": len(pairs)}
 
 
 def prior_scores(cascade: Cascade, pairs: Pairs, train: Path, config: DemoConfig) -> dict[str, Any]:
     """The prior's embeddings of held-out captions against the true ones."""
-    random = cascade.random(config.sampling.seed, 0, len(pairs))
+    random = noise_of(pairs, config.sampling.seed, cascade.device)
     predicted = cascade.sample_prior(cascade.captions(pairs.captions), random).cpu()
     scores = score_prior(
         predicted, pairs.image_embedding, pairs.text_embedding, mean_embedding(train)

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from base.config import dump_config, fingerprint
 from base.errors import UserError
 from base.files import read_json, write_atomic, write_json
@@ -212,7 +214,7 @@ class Demo:
             chosen = _spread(len(final), min(limits.shown, len(final)))
             write_pictures(pictures[chosen], final.take(chosen).captions, self.out / "pictures.png")
             return {
-                **self._scene_results(cascade, final, unseen, bar),
+                **self._scene_results(cascade, pictures, final, unseen, bar),
                 "prior": prior,
                 "prior_cosine": prior["cosine"],
                 "prior_recall_at_1": prior["recall_at_1"],
@@ -238,29 +240,39 @@ class Demo:
         return drawn | {f"control_{name}": controls for name in CONTROLS}
 
     def _scene_results(
-        self, cascade: Cascade, final: Pairs, unseen: Pairs | None, bar: Progress
+        self,
+        cascade: Cascade,
+        pictures: Tensor,
+        final: Pairs,
+        unseen: Pairs | None,
+        bar: Progress,
     ) -> dict[str, Any]:
         """Scene scores and controls; none for pictures that nobody can read a scene from."""
         if unseen is None:
             return {"scores": None, "controls": None}
         limits, sampling = self.config.report, self.config.sampling
-        judged = {}
-        for name, pairs in (("final", final), ("unseen", unseen)):
-            pictures = draw(cascade, pairs, from_caption, sampling, self._drawn(name), bar)
-            judged[name] = scene_scores(pictures, pairs)
-        controls = final.take(_spread(len(final), min(limits.controls, len(final))))
+        others = draw(cascade, unseen, from_caption, sampling, self._drawn("unseen"), bar)
+        seen, not_seen = scene_scores(pictures, final), scene_scores(others, unseen)
+        chosen = _spread(len(final), min(limits.controls, len(final)))
         return {
             "scores": {
                 group: {
                     "seen": value["seen"],
-                    "unseen": judged["unseen"][group]["unseen"],
-                    "count": value["count"] + judged["unseen"][group]["count"],
+                    "unseen": not_seen[group]["unseen"],
+                    "count": value["count"] + not_seen[group]["count"],
                     "count_seen": value["count"],
-                    "count_unseen": judged["unseen"][group]["count"],
+                    "count_unseen": not_seen[group]["count"],
                 }
-                for group, value in judged["final"].items()
+                for group, value in seen.items()
             },
-            "controls": control_scores(cascade, controls, self.config, self.out / "pictures", bar),
+            "controls": control_scores(
+                cascade,
+                pictures[chosen],
+                final.take(chosen),
+                self.config,
+                self.out / "pictures",
+                bar,
+            ),
         }
 
     def _truth(self, split: Split) -> tuple[int, Split] | None:
