@@ -69,7 +69,10 @@ def synth(
 
     write_scenes(out, count, seed, form.value, split.value, size)
     if json:
-        emit_json({"out": str(out), "count": count, "seed": seed, "form": form, "split": split})
+        made = {"count": count, "seed": seed, "form": form, "split": split, "size": size}
+        emit_json({"out": str(out), **made})
+    else:
+        typer.echo(f"{out}: {count} scenes")
 
 
 @app.command(epilog="Example: unclip data prepare photos/ --out dataset --clip random:0")

@@ -111,7 +111,12 @@ def sniff(data: bytes) -> tuple[str, ...]:
 
 
 def _decode_jpeg(data: bytes, limits: Limits, needed: Needed) -> Picture:
-    header = Image.open(io.BytesIO(data), formats=("JPEG",))
+    try:
+        header = Image.open(io.BytesIO(data), formats=("JPEG",))
+    except UnidentifiedImageError:
+        if (bits := _jpeg_precision(data)) not in (None, 8):
+            raise Rejection("unsupported_image", f"a JPEG of {bits} bits a sample") from None
+        raise
     orientation = _orientation(header)
     turned = orientation >= 5
     shown = header.size[::-1] if turned else header.size
@@ -201,6 +206,20 @@ def _check_png(data: bytes) -> None:
         if kind == b"IEND":
             return
         place = end + 4
+
+
+def _jpeg_precision(data: bytes) -> int | None:
+    """Bits a sample that a JPEG's frame header declares, if it gets that far."""
+    place = 2
+    while place + 5 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return data[place + 4]
+        if marker == 0xFF:  # a fill byte
+            place += 1
+            continue
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
 
 
 def _explained(error: BaseException) -> Rejection:

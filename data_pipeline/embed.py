@@ -226,7 +226,7 @@ def embed_all(
     commits = [read_commit(root, shard) for shard in range(shards)]
     kept = [commit.kept if commit else 0 for commit in commits]
     actors = _actors(ray, min(shards, sum(count > 0 for count in kept)))
-    info = _described(ray, actors[0], clip, stop)
+    info = describe(ray, clip, stop)
     _claim(root, commits, name, info)
     todo = [s for s in range(shards) if not is_done(root, s, EMBEDDED, name)]
     free, busy = list(actors), dict[int, Any]()
@@ -266,8 +266,13 @@ def _actors(ray: Any, shards: int) -> list[Any]:
     return actor_pool(ray, "cpu", count, lambda: kind.remote("cpu"))
 
 
-def _described(ray: Any, actor: Any, clip: str, stop: StopFlag) -> ClipInfo:
-    """Which CLIP the string names; interruptible, as loading may take long."""
+def describe(ray: Any, clip: str, stop: StopFlag) -> ClipInfo:
+    """Which CLIP the string names; interruptible, as loading may take long.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    (actor,) = _actors(ray, 1)
     ((_, info),) = run_bounded(ray, lambda _: actor.describe.remote(clip), [0], 1, stop)
     return cast(ClipInfo, info)
 

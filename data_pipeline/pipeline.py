@@ -21,7 +21,7 @@ from data_pipeline.clip_spec import ClipSpec, find_clip
 from data_pipeline.cluster import cluster, run_bounded
 from data_pipeline.commits import is_done, publish
 from data_pipeline.config import PrepareConfig
-from data_pipeline.embed import embed_all, is_embedded
+from data_pipeline.embed import describe, embed_all, is_embedded
 from data_pipeline.plan import ShardPlan, persist, plan_fingerprint
 from data_pipeline.schema.dataset import (
     DATASET_FILE,
@@ -76,6 +76,8 @@ def prepare(
             return info
         used = None
         with cluster(ray_address) as ray, StopFlag() as stop:
+            if spec is not None:
+                describe(ray, clip, stop)  # hours of pixels come before it is used
             _make_pixels(ray, out, work, found, shards, config, stop, bar)
             commits = _all_commits(out, len(shards))
             _require_kept(out, commits)

@@ -35,7 +35,7 @@ from data_pipeline.schema.dataset import (
     DatasetInfo,
     clip_path,
     commit_path,
-    embedding_root,
+    img_emb_path,
     metadata_path,
     read_commit,
     read_dataset,
@@ -120,7 +120,8 @@ def _guarded(problems: Problems, what: str, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except Exception as error:  # damaged files make libraries raise anything
-        problems.add(what, " ".join(str(error).split())[:300] or type(error).__name__)
+        told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        problems.add(what, " ".join(told.split())[:300] or type(error).__name__)
         return None
 
 
@@ -140,8 +141,9 @@ def _check_shard(
             result.commit = commit
         else:
             result.further.append(commit)
-    if result.commit is not None:
-        _check_content(root, info, result.commit, first_row, names, problems)
+    commits = [result.commit, *result.further] if result.commit is not None else []
+    if commits and all((root / name).is_file() for c in commits for name in c.files):
+        _check_content(root, info, commits[0], first_row, names, problems)
     return result
 
 
@@ -195,7 +197,7 @@ def _check_content(
         where = f"shards/{shard_name(shard)}.tar"
         _guarded(problems, where, lambda: check_tar(root, commit, table, problems))
         for name in names:
-            where = str(embedding_root(Path(), name)) + f" shard {shard_name(shard)}"
+            where = str(img_emb_path(Path(), shard, name))
             check = partial(check_embeddings, root, commit, table, info, name, problems)
             _guarded(problems, where, check)
     if kept is not None and rejected is not None:

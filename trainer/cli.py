@@ -171,6 +171,8 @@ def export(
 def _require_run(run: Path) -> None:
     if not run.is_dir():
         raise UserError(f"{run}: no such RUN folder")
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: is no RUN, it has no config.yaml")
 
 
 def _latest_name(run: Path) -> str | None:

@@ -18,7 +18,8 @@ def scan(inputs: Sequence[str | Path], work: Path) -> list[Source]:
     """The inputs' sources in argument order; what must be listed is listed under `work`.
 
     A folder is one of pairs when it has a captions table; otherwise its tars, or else its parquet
-    files, are the sources in the order of their names; otherwise it is one of pairs.
+    files, are the sources in the order of their names; otherwise it is one of pairs. One that
+    holds pairs as well as tars or parquet files is refused.
 
     Raises:
         UserError: an input is missing or unreadable.
@@ -48,6 +49,11 @@ def _members(path: Path) -> list[Path]:
     for suffix in (".tar", ".parquet"):
         found = sorted(item for item in path.iterdir() if item.suffix == suffix and item.is_file())
         if found:
+            if (pair := pairs.first_pair(path)) is not None:
+                raise UserError(
+                    f"{path}: holds both {found[0].name} and pairs ({pair}); move one of them, or "
+                    "name the files that are meant"
+                )
             return found
     return [path]
 

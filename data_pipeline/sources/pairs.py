@@ -70,9 +70,10 @@ def scan(folder: Path, name: str, listing: Path) -> Source:
         )
     table = _listing(pictures, files, texts, captions)
     extra = _extra(folder, table, captions)
+    known = set(pictures)
     left_out = len(files) - len(texts) - len(pictures) - sum(path in files for path in TABLES)
-    left_out -= sum(path is not None for path in table["json"].to_pylist())
-    notes = (f"{name}: {left_out} files without a caption left out",) if left_out > 0 else ()
+    left_out -= sum(path.endswith(".json") and path not in known for path in files)
+    notes = (f"{name}: files without a caption, left out: {left_out}",) if left_out > 0 else ()
     return Source(
         kind="pairs",
         name=name,
@@ -83,6 +84,13 @@ def scan(folder: Path, name: str, listing: Path) -> Source:
         extra=extra,
         notes=notes,
     )
+
+
+def first_pair(folder: Path) -> str | None:
+    """The .txt of some pair below a folder, if there is one."""
+    files = _walk(folder)
+    stems = {posixpath.splitext(path)[0] for path in files if not path.endswith((".txt", ".json"))}
+    return min((f"{stem}.txt" for stem in stems if f"{stem}.txt" in files), default=None)
 
 
 def _walk(folder: Path) -> set[str]:

@@ -61,6 +61,7 @@ def test_the_whole_road(tmp_path: Path) -> None:
         ),
         (["verify", "{in}"], 2, "not a DATASET"),
         (["embed", "{in}", "--clip", "random:0"], 2, "not a DATASET"),
+        (["prepare", "{in}", "--out", "{out}", "--clip", "ViT-B-32:gone.pt"], 2, "gone.pt"),
         (["status", "{in}"], 2, "not a DATASET"),
         (["synth", "{out}", "--count", "0"], 2, "count"),
     ],

@@ -42,6 +42,21 @@ def smooth(width: int, height: int) -> Image.Image:
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
+@pytest.mark.parametrize("fill", [b"", b"\xff\xff"])
+def test_a_jpeg_of_12_bits_is_called_what_it_is(fill: bytes) -> None:
+    buffer = io.BytesIO()
+    smooth(32, 32).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    place = data.index(b"\xff\xc0")
+    twelve = data[:place] + fill + data[place : place + 4] + b"\x0c" + data[place + 5 :]
+    with pytest.raises(Rejection) as caught:
+        whole(twelve)
+    assert (caught.value.reason, caught.value.message) == (
+        "unsupported_image",
+        "a JPEG of 12 bits a sample",
+    )
+
+
 def test_every_evil_picture_ends_as_expected(shared_data: Path) -> None:
     with (shared_data / "evil" / "evil.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -60,7 +60,7 @@ def test_pairs_are_sorted_by_the_bytes_of_their_paths(tmp_path: Path) -> None:
     assert [row.image for row in rows] == [b"Z", b"A", b"X", b"B"]
     assert rows[0].captions == ("z",)
     (source,) = sources.scan([folder], tmp_path / ".work")
-    assert "1 files without a caption" in source.notes[0]
+    assert source.notes[0].endswith("files without a caption, left out: 1")
 
 
 def test_lines_of_a_text_are_captions_and_a_json_travels_along(tmp_path: Path) -> None:
@@ -222,6 +222,17 @@ def test_a_declared_giant_is_not_read(tmp_path: Path) -> None:
     raw = path.read_bytes()[:2048] + giant.tobuf(tarfile.GNU_FORMAT) + b"tiny"
     path.write_bytes(raw)
     assert [reason(row) for row in rows_of(tmp_path, path)] == [None, "broken_source"]
+
+
+@pytest.mark.parametrize("container", ["b.parquet", "b.tar"])
+@pytest.mark.parametrize("pair", ["a", "deep/er/a"])
+def test_pairs_beside_tars_or_tables_are_not_passed_over(
+    tmp_path: Path, container: str, pair: str
+) -> None:
+    folder = fill(tmp_path / "in", {f"{pair}.jpg": "P", f"{pair}.txt": "a"})
+    (folder / container).write_bytes(b"")
+    with pytest.raises(UserError, match=rf"holds both {container} and pairs \({pair}\.txt\)"):
+        rows_of(tmp_path, folder)
 
 
 def test_folders_of_tars_or_tables_are_taken_in_order(tmp_path: Path) -> None:

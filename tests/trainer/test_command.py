@@ -207,3 +207,9 @@ def test_config_of_a_run_reads_back_equal(dataset: Path, tmp_path: Path) -> None
     assert environment["packages"]["torch"]
     assert len(environment["commit"] or "0" * 40) == 40
     assert environment["processes"] == 1
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["checkpoint", "list", str(tmp_path)])
+    assert isinstance(done.exception, UserError)
+    assert str(done.exception) == f"{tmp_path}: is no RUN, it has no config.yaml"

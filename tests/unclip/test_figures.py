@@ -24,7 +24,7 @@ from unclip.demo.draw import (
     true_embedding,
 )
 from unclip.demo.evaluate import scene_scores
-from unclip.demo.heldout import Pairs, balanced
+from unclip.demo.heldout import Pairs, balanced, distinct
 
 EMPTY = -1.0  # what the spy makes of the empty caption
 
@@ -186,6 +186,11 @@ def test_balanced_takes_the_first_of_each(single: int, pair: int) -> None:
 
 def test_balanced_takes_what_there_is() -> None:
     assert len(balanced(pairs_of(scenes("heldout", 40)), 100, 100)) == 40
+
+
+def test_no_caption_twice() -> None:
+    pairs = Pairs(Path(), (3, 4, 5, 6), ("a", "b", "a", "c"), torch.eye(4), torch.eye(4), None)
+    assert distinct(pairs).indices == (3, 4, 6)
 
 
 SEEN, UNSEEN = scenes("heldout", 24), scenes("unseen", 24)

@@ -44,7 +44,7 @@ def test_what_is_left_out_is_counted_and_told(
     expected = [f"{i:03}.jpg" for i in range(60) if i not in (4, 5, 6)]
     assert sorted(keys(train) + keys(heldout)) == expected
     told = capsys.readouterr().err.splitlines()
-    assert told[0] == f"{data}: 1 files without a caption left out"
+    assert told[0] == f"{data}: files without a caption, left out: 1"
     assert told[1] == f"{data}: 2 of 59 rows left out: 1 missing_file, 1 no_caption"
     assert told[2].startswith("split: 59/59 pictures")
     assert len(told) == 3
@@ -86,3 +86,19 @@ def test_too_few_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert caught.value.exit_code == 3
     assert "1 of 2 rows left out: 1 no_caption" in capsys.readouterr().err
     assert not (out / "split.json").exists()
+
+
+def test_pictures_of_one_caption_are_on_one_side(tmp_path: Path) -> None:
+    """Whatever its case and the picture's name; otherwise what is held out would be known."""
+    data = folder_of(200, tmp_path / "data")
+    for i in range(200):
+        text = f"caption {i % 40}\nanother {i}\n"
+        (data / f"{i:03}.txt").write_text(text if i % 2 else text.upper())
+    sides = [
+        {row[0].lower() for row in pq.read_table(path)["captions"].to_pylist()}
+        for path in split_pairs(data, tmp_path / "out")
+    ]
+    assert sides[0]
+    assert sides[1]
+    assert not sides[0] & sides[1]
+    assert len(sides[0] | sides[1]) == 40

@@ -28,13 +28,15 @@ class Draws(Protocol):
 class DegradationConfig:
     """What corrupts the conditioning, and how much at most.
 
-    `blur_sigma` is a range in pixels of the small picture (paper, 64→256: 0.6 with kernel 3);
-    `noise` a standard deviation in [-1, 1] pixel units; `jpeg_quality` the lowest quality;
-    `shrink` the smallest scale of the resize. Only `bsr` uses the last three.
+    `blur_sigma` is a range in pixels of the small picture, `blur_kernel` the side of what blurs
+    (paper, 64→256: 0.6 with kernel 3; `bsr` takes what its widest Gaussian needs); `noise` a
+    standard deviation in [-1, 1] pixel units; `jpeg_quality` the lowest quality; `shrink` the
+    smallest scale of the resize. Only `bsr` uses the last three.
     """
 
     kind: Literal["none", "blur", "bsr"] = "blur"
     blur_sigma: tuple[float, float] = (0.0, 0.6)
+    blur_kernel: Literal[3, 5, 7] = 3
     noise: float = 0.05
     jpeg_quality: int = 40
     shrink: float = 0.5
@@ -57,7 +59,8 @@ def degrade(x: Tensor, config: DegradationConfig, random: Draws) -> Tensor:
             return x
         case "blur":
             low, high = config.blur_sigma
-            return gaussian_blur(x, low + (high - low) * random.uniform("blur_sigma"), _reach(high))
+            sigma = low + (high - low) * random.uniform("blur_sigma")  # [B]
+            return gaussian_blur(x, sigma, config.blur_kernel // 2)
         case "bsr":
             return bsr(x, config, random)
 

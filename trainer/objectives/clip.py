@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer.batch import Batch, Needs
 from trainer.models.clip import ClipConfig, ClipFeatures, normalise_pixels
@@ -47,7 +49,7 @@ class ClipObjective:
     Micro-batches and ranks would each see their own negatives only. So a first pass without
     gradients caches all features (as open_clip's --accum-freq); then each micro-batch is run again
     with gradients and put in the place of its cached rows. Loss and gradients are those of one
-    process with the whole batch.
+    process with the whole batch; a ResNet's batch norms still see one micro-batch, as open_clip's.
     """
 
     def __init__(
@@ -66,7 +68,8 @@ class ClipObjective:
         """Cache the features of the global batch, if it is more than the one micro-batch."""
         if len(batches) == 1 and _world_size() == 1:
             return None
-        features = [_features(model, batch, _tokens(batch)) for batch in batches]
+        with _still(model):
+            features = [_features(model, batch, _tokens(batch)) for batch in batches]
         image = torch.cat([f.image for f in features])
         text = torch.cat([f.text for f in features])
         first = 0
@@ -122,6 +125,20 @@ class ClipObjective:
             return loss
         hard = opposed_loss(own, rows, found.text[len(batch) :], self.config.opposites_margin)
         return loss.index_add(0, rows, self.config.opposites_weight * hard)
+
+
+@contextmanager
+def _still(model: nn.Module) -> Iterator[None]:
+    """Batch norms keep their running statistics: a batch that is seen twice counts once."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def _world_size() -> int:

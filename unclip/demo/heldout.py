@@ -72,6 +72,14 @@ def read_pairs(dataset: Path, truth: tuple[int, Split] | None) -> Pairs:
     )
 
 
+def distinct(pairs: Pairs) -> Pairs:
+    """The pairs without those whose caption an earlier one has."""
+    first: dict[str, int] = {}
+    for index, caption in enumerate(pairs.captions):
+        first.setdefault(caption, index)
+    return pairs.take(list(first.values()))
+
+
 def balanced(pairs: Pairs, single: int, pair: int) -> Pairs:
     """The first `single` scenes of one object and the first `pair` scenes of two."""
     assert pairs.truths is not None

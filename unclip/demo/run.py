@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ from .evaluate import (
     scene_scores,
     upsampler_scores,
 )
-from .heldout import Pairs, balanced, read_pairs
+from .heldout import Pairs, balanced, distinct, read_pairs
 from .report import versions, write_pictures, write_report
 from .split import split_counts, split_pairs
 
@@ -61,7 +62,7 @@ def run_demo(out: Path, data: Path | None = None, configs: Path | None = None) -
     if data is not None and not data.exists():
         raise UserError(f"--data: {data}: no such file or folder")
     demo = Demo(out, None if data is None else data.resolve(), folder)
-    with Lease(out):
+    with _removed_if_empty(out), Lease(out):
         demo.claim()
         return demo.run()
 
@@ -128,7 +129,12 @@ class Demo:
 
     def _corpus(self) -> None:
         if self.data is not None:
-            split_pairs(self.data, self.out / "input")
+            try:
+                split_pairs(self.data, self.out / "input")
+            except UserError:  # nothing that could be begun with: the folder is free for better
+                shutil.rmtree(self.out / "input", ignore_errors=True)
+                (self.out / "demo.json").unlink()
+                raise
             return
         counts, seed = self._counts_of_input(), self.config.corpus.seed
         with Progress("corpus", sum(counts), "scenes") as bar:
@@ -223,11 +229,12 @@ class Demo:
             }
 
     def _judged(self, heldout: Pairs) -> tuple[Pairs, Pairs | None]:
-        """The pairs whose captions are drawn, and scenes of unseen combinations."""
+        """The pairs whose captions are drawn, no caption twice, and those of unseen scenes."""
         limits = self.config.report
+        heldout = distinct(heldout)
         if self.data is not None:
             return heldout.take(range(min(len(heldout), limits.single + limits.pair))), None
-        unseen = read_pairs(self._dataset("unseen"), self._truth("unseen"))
+        unseen = distinct(read_pairs(self._dataset("unseen"), self._truth("unseen")))
         final = balanced(heldout, limits.single, limits.pair)
         return final, unseen.take(range(min(limits.unseen, len(unseen))))
 
@@ -309,8 +316,19 @@ class Demo:
         finally:
             spent = self._seconds.get(stage, 0.0) + time.monotonic() - begun
             self._seconds[stage] = round(spent, 2)
-            with suppress(OSError):  # a full disk has been told by the stage itself
-                write_json(self.out / "seconds.json", self._seconds)
+            if (self.out / "demo.json").is_file():
+                with suppress(OSError):  # a full disk has been told by the stage itself
+                    write_json(self.out / "seconds.json", self._seconds)
+
+
+@contextmanager
+def _removed_if_empty(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        with suppress(OSError):
+            out.rmdir()
+        raise
 
 
 def _announce(stage: str) -> None:

@@ -27,10 +27,11 @@ _LARGEST_SHARE, _SMALLEST_SHARE = 8, 16  # one in so many pictures
 
 
 def split_pairs(data: Path, out: Path) -> tuple[Path, Path]:
-    """Write `out`/train.parquet and heldout.parquet; pictures go by their key, so again the same.
+    """Write `out`/train.parquet and heldout.parquet; pictures go by their first caption.
 
-    Rows without a picture or a caption cannot be used; `out`/split.json counts them by reason. A
-    split that is there is left alone. Raises what `unclip data prepare` raises for bad inputs.
+    So all pictures of one caption are on one side. Rows without a picture or a caption cannot be
+    used; `out`/split.json counts them by reason. A split that is there is left alone. Raises what
+    `unclip data prepare` raises for bad inputs.
     """
     paths = (out / "train.parquet", out / "heldout.parquet")
     if (out / "split.json").is_file():
@@ -52,7 +53,7 @@ def split_pairs(data: Path, out: Path) -> tuple[Path, Path]:
             if reason := _why_unusable(row):
                 left_out[reason] += 1
                 continue
-            side = int(stable_hash(row.source_key) % one_in == 0)
+            side = int(stable_hash(row.captions[0].casefold()) % one_in == 0)
             pending[side].append(
                 {"key": row.source_key, "image": row.image, "captions": list(row.captions)}
             )

@@ -179,6 +179,26 @@ def clip_step(
     return value, {name: p.grad for name, p in clip.named_parameters() if p.grad is not None}
 
 
+def test_a_resnets_statistics_count_a_batch_once():
+    """The pass that caches features leaves the running statistics of batch norms alone."""
+    torch.manual_seed(0)
+    config = ClipConfig(16, VisionConfig(32, 8, (1, 1, 1, 1)), TextConfig(32, 1, 2, 12))
+    clip = Clip(config).train()
+    before = {name: value.clone() for name, value in clip.named_buffers()}
+    data = clip_batch(8)
+    parts = [
+        Batch(*(None if v is None else v[s : s + 4] for v in vars(data).values())) for s in (0, 4)
+    ]
+    objective = ClipObjective(ClipObjectiveConfig(), config)
+    context = objective.begin(clip, parts)
+    means = [name for name in before if name.endswith("running_mean")]
+    assert means
+    for name in means:
+        assert torch.equal(clip.get_buffer(name), before[name])
+    objective.loss(clip, parts[0], SampleRandom(0, parts[0].positions), context, 0)
+    assert not any(torch.equal(clip.get_buffer(name), before[name]) for name in means)
+
+
 @pytest.mark.parametrize("opposed", [None, OPPOSED])
 @pytest.mark.parametrize("sizes", [[4, 4], [3, 5], [2, 2, 2, 2]])
 def test_clip_in_micro_batches_is_clip_on_the_whole_batch(sizes, opposed):
