@@ -14,7 +14,7 @@ Split = Literal["train", "heldout", "unseen"]
 SPLITS: tuple[Split, ...] = ("train", "heldout", "unseen")
 
 MARGIN = 0.04  # of the side, between an object and the picture's edge
-_GAP = (0.10, 0.14)  # of the side, between the two objects of a pair, along their relation
+_GAP = (0.14, 0.18)  # of the side, between the two objects of a pair, along their relation
 # Scenes are composed about the centre: captions do not say where, and what a caption leaves open
 # a small decoder pays for with most of its training.
 _JITTER_SINGLE = 0.03

@@ -46,7 +46,7 @@ SIZES: dict[str, tuple[float, float]] = {
 PAIR_SIZES: dict[str, tuple[float, float]] = {
     "small": (0.13, 0.14),
     "medium": (0.15, 0.165),
-    "large": (0.175, 0.19),
+    "large": (0.17, 0.18),
 }
 
 # Colour-shape combinations that training never shows.

@@ -45,9 +45,9 @@ def digest(seed: int, split: Split) -> str:
 @pytest.mark.parametrize(
     ("split", "golden"),
     [
-        ("train", "c58bdef440e04de9a65d6f66cb86ada2"),
-        ("heldout", "cb5c026f7e70305d7d36b676f2c42030"),
-        ("unseen", "58a0ecfcd70c519a8730ae2cc3e47cdb"),
+        ("train", "5002edc600cdb4d09a1ddab3365e9f34"),
+        ("heldout", "ebb66790dadbd6e12fd8b636ab06a9ae"),
+        ("unseen", "c7b3dced72ccbe09d95f568490900a37"),
     ],
 )
 def test_scenes_stay_what_they_were(split: Split, golden: str) -> None:
@@ -85,7 +85,7 @@ def test_objects_lie_inside_apart_and_as_related(seed: int, index: int, split: S
     other = down if drawn.relation in ("left of", "right of") else across
     assert right_way[drawn.relation] > 1.3 * abs(other)
     gap = [max(boxes[0][i], boxes[1][i]) - min(boxes[0][i + 2], boxes[1][i + 2]) for i in (0, 1)]
-    assert max(gap) >= 0.1 - 1e-3
+    assert max(gap) >= 0.14 - 1e-3
 
 
 @given(seeds, indices, splits)

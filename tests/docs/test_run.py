@@ -1,0 +1,89 @@
+"""The documents' commands, run as they stand: page by page, in a copy whose configs are micro.
+
+Counts of scenes and samples are cut down, so that it takes minutes; nothing else is changed.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("base", "data_pipeline", "slurm", "trainer", "unclip")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_RUN = re.compile(r"(unclip|torchrun) ")
+
+
+def lines_of(page: Path) -> Iterator[str]:
+    """The lines of a page's bash blocks that run a command of ours, demo's own first run left out.
+
+    `make` builds an environment of its own; its targets call what is run here.
+    """
+    for block in re.finditer(r"^```bash\n(.*?)^```", page.read_text(), re.DOTALL | re.M):
+        for line in block[1].replace("\\\n", " ").splitlines():
+            if _RUN.match(line):
+                yield line
+
+
+def smaller(line: str) -> str:
+    """The line with numbers of scenes and samples that a test can wait for."""
+    line = re.sub(r"--count (\d{3,})", "--count 60", line)
+    return re.sub(r"train\.samples=\d+", "train.samples=256", line)
+
+
+PAGES_THAT_RUN = [page for page in PAGES if any(lines_of(page))]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages and configs, micro in the place of tiny, and one finished demo."""
+    place = tmp_path_factory.mktemp("project")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, place / package)
+    shutil.copytree(ROOT / "configs" / "micro", place / "configs" / "tiny")
+    programs = place / "bin"
+    programs.mkdir()
+    for name, module in (("unclip", "unclip"), ("torchrun", "torch.distributed.run")):
+        program = programs / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
+        program.chmod(0o755)
+    run("unclip demo --out runs/demo", place, place)
+    return place
+
+
+def run(line: str, folder: Path, project: Path) -> None:
+    paths = {"PATH": f"{project / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(project)}
+    done = subprocess.run(
+        ["bash", "-c", line],
+        cwd=folder,
+        env={**os.environ, **paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("page", PAGES_THAT_RUN, ids=lambda page: page.stem)
+def test_a_page_s_commands_run_in_order(page: Path, project: Path, tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(project / "configs")
+    for name in ("runs/demo", "runs/tiny"):
+        shutil.copytree(project / "runs" / "demo", tmp_path / name)
+    for name in ("photos", "path/to/pairs"):
+        run(f"unclip data synth {name} --count 40 --size 256", tmp_path, project)
+    for line in lines_of(page):
+        run(smaller(line), tmp_path, project)
+
+
+def test_the_pages_that_run() -> None:
+    names = {page.stem for page in PAGES_THAT_RUN}
+    assert {"README", "data", "dataset", "demo", "run", "training", "config"} <= names
+    assert smaller("unclip data synth x --count 10000 --seed 1") == (
+        "unclip data synth x --count 60 --seed 1"
+    )
