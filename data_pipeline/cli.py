@@ -6,11 +6,14 @@ import os
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from base.command import emit_json
+
+if TYPE_CHECKING:
+    from data_pipeline.schema.dataset import DatasetInfo
 
 app = typer.Typer(
     name="data",
@@ -29,6 +32,10 @@ _Ray = Annotated[
         metavar="ADDRESS",
         help="Use this Ray cluster (such as `auto` or HOST:6379) instead of an embedded one.",
     ),
+]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override, such as image_size=512."),
 ]
 _CLIP_HELP = (
     "random:SEED; MODEL:WEIGHTS (an open_clip name and a file or tag, such as "
@@ -90,10 +97,7 @@ def prepare(
     config: Annotated[
         Path | None, typer.Option(metavar="YAML", help="Sizes, caps and filters.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override, such as image_size=512."),
-    ] = None,
+    overrides: _Overrides = None,
     ray_address: _Ray = None,
     json: _Json = False,
 ) -> None:
@@ -103,7 +107,30 @@ def prepare(
     from data_pipeline.pipeline import prepare as run
 
     settings = load_config(config or Path(os.devnull), PrepareConfig, overrides or [])
-    info = run(inputs, out, clip, settings, ray_address=ray_address)
+    _tell(out, run(inputs, out, clip, settings, ray_address=ray_address), json)
+
+
+@app.command(epilog="Example: unclip data retry dataset --out dataset-2")
+def retry(
+    dataset: _Dataset,
+    out: Annotated[Path, typer.Option(metavar="DATASET", help="Folder of the result.")],
+    clip: Annotated[str, typer.Option(metavar="CLIP", help=f"none; {_CLIP_HELP}")] = "none",
+    overrides: _Overrides = None,
+    ray_address: _Ray = None,
+    json: _Json = False,
+) -> None:
+    """Try again what was rejected for a reason that may pass, into a DATASET of its own."""
+    from base.config import load_config
+    from data_pipeline.config import PrepareConfig
+    from data_pipeline.retry import retry as run
+    from data_pipeline.schema.dataset import CONFIG_FILE, read_dataset
+
+    read_dataset(dataset)
+    settings = load_config(dataset / CONFIG_FILE, PrepareConfig, overrides or [])
+    _tell(out, run(dataset, out, clip, settings, ray_address=ray_address), json)
+
+
+def _tell(out: Path, info: DatasetInfo, json: bool) -> None:
     if json:
         emit_json(info.to_json())
     else:

@@ -7,9 +7,20 @@ from typing import Literal
 from pydantic import Field
 
 from base.config import Config
+from data_pipeline.fetch.config import FetchConfig
 from data_pipeline.schema.dataset import KEYS_PER_SHARD
 
 Mode = Literal["center_crop", "keep_ratio", "keep_ratio_largest", "border", "none"]
+
+
+class ColumnsConfig(Config):
+    """Which column of a table holds what, where its name does not tell."""
+
+    captions: tuple[str, ...] = ()  # the first one's is the caption
+    url: str | None = None
+    path: str | None = None
+    image: str | None = None  # bytes
+    key: str | None = None
 
 
 class PrepareConfig(Config):
@@ -30,3 +41,5 @@ class PrepareConfig(Config):
     max_aspect: float = Field(0.0, ge=0)
     min_caption: int = Field(0, ge=0)  # characters
     max_caption: int = Field(0, ge=0)
+    columns: ColumnsConfig = ColumnsConfig()
+    fetch: FetchConfig = FetchConfig()

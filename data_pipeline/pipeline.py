@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,29 @@ def prepare(
         NothingUsable: no rows, or none that could be kept.
         Stopped, KeyboardInterrupt: asked to stop; what was committed stays.
     """
-    config = config or PrepareConfig()
+
+    settings = config or PrepareConfig()
+
+    def scan(work: Path) -> list[Source]:
+        return sources.scan(inputs, work, settings.columns)
+
+    return prepare_sources(scan, out, clip, settings, ray_address=ray_address, bar=bar)
+
+
+def prepare_sources(
+    scan: Callable[[Path], list[Source]],
+    out: Path,
+    clip: str,
+    config: PrepareConfig,
+    *,
+    ray_address: str | None = None,
+    bar: Progress | None = None,
+) -> DatasetInfo:
+    """`prepare` of what `scan` finds; it is given a folder for what must be listed."""
     spec = None if clip == "none" else find_clip(clip)
     _check_target(out)
     with _removed_if_empty(out), Lease(out), work_folder(out) as work:
-        found = sources.scan(inputs, work)
+        found = scan(work)
         shards = persist(out, found, config)
         if (info := _complete(out, spec)) is not None:
             if bar is not None:

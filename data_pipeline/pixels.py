@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from PIL import Image
 from data_pipeline import columns, resize, sources
 from data_pipeline.config import PrepareConfig
 from data_pipeline.decode import Limits, decode
+from data_pipeline.fetch.rows import in_order, with_pictures
 from data_pipeline.plan import ShardPlan
 from data_pipeline.row import Rejection, Row
 from data_pipeline.schema.dataset import (
@@ -58,6 +59,17 @@ class _Rows:
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A row with its stored JPEG and what metadata says of it, or why there is none."""
+
+    position: int
+    row: Row
+    jpeg: bytes
+    meta: dict[str, Any]
+    problem: Rejection | None
+
+
 def make_shard(job: Job, attempt: Path) -> Commit:
     """Writes the shard's files into the folder `attempt`, by their last names.
 
@@ -68,17 +80,17 @@ def make_shard(job: Job, attempt: Path) -> Commit:
     root = Path()
     tar = TarWriter(attempt / tar_path(root, shard).name)
     with tar:
-        for position, row in _input_rows(job):
-            try:
-                _add(job, tar, rows, position, row)
-            except Rejection as why:
+        for made in in_order(_made(job), job.plan.first_row):
+            if made.problem is None:
+                _add(job, tar, rows, made)
+            else:
                 rows.rejected.append(
                     {
-                        "row": position,
-                        "source_key": _utf8(row.source_key),
-                        "url": row.url,
-                        "reason": why.reason,
-                        "message": _utf8(why.message),
+                        "row": made.position,
+                        "source_key": _utf8(made.row.source_key),
+                        "url": _url(made.row),
+                        "reason": made.problem.reason,
+                        "message": _utf8(made.problem.message),
                     }
                 )
     files = {}
@@ -104,23 +116,32 @@ def _input_rows(job: Job) -> Iterator[tuple[int, Row]]:
             position += 1
 
 
-def _add(job: Job, tar: TarWriter, rows: _Rows, position: int, row: Row) -> None:
-    """Encodes a row and appends it to tar and tables; raises Rejection before touching them."""
-    if row.problem is not None:
-        raise row.problem
+def _made(job: Job) -> Iterator[tuple[int, _Made]]:
+    """Every row's picture as it will be stored, by position; those from the web as they arrive."""
     config = job.config
-    _check_captions(row.captions, config)
-    jpeg, meta = _encode(row.image, config)
+    checked = ((position, _with_caption(row, config)) for position, row in _input_rows(job))
+    for position, row in with_pictures(checked, config.fetch, config.max_bytes):
+        try:
+            if row.problem is not None:
+                raise row.problem
+            assert row.image is not None, "with_pictures leaves no row without"
+            yield position, _Made(position, row, *_encode(row.image, config), None)
+        except Rejection as why:
+            yield position, _Made(position, row, b"", {}, why)
+
+
+def _add(job: Job, tar: TarWriter, rows: _Rows, made: _Made) -> None:
+    """Appends a row to tar and tables."""
+    row, jpeg = made.row, made.jpeg
     key = sample_key(job.plan.shard, len(rows.kept))
-    url = None if row.url is None else _utf8(row.url)
     head: dict[str, Any] = {
         "key": key,
         "caption": row.captions[0],
         "captions": list(row.captions),
-        "row": position,
+        "row": made.position,
         "source_key": _utf8(row.source_key),
-        "url": url,
-        **meta,
+        "url": _url(row),
+        **made.meta,
     }
     rest = columns.renamed(row.extra, metadata_schema(job.extra), job.extra)
     text = row.captions[0].encode()
@@ -130,6 +151,17 @@ def _add(job: Job, tar: TarWriter, rows: _Rows, position: int, row: Row) -> None
         head[f"{suffix}_length"] = len(data)
     rows.kept.append(head)
     rows.extras.append(dict(row.extra))
+
+
+def _with_caption(row: Row, config: PrepareConfig) -> Row:
+    """The row, with a problem if it has no usable caption: then nothing is fetched for it."""
+    if row.problem is not None:
+        return row
+    try:
+        _check_captions(row.captions, config)
+    except Rejection as why:
+        return replace(row, problem=why)
+    return row
 
 
 def _check_captions(captions: Sequence[str], config: PrepareConfig) -> None:
@@ -170,6 +202,10 @@ def _metadata(rows: _Rows, extra: pa.Schema) -> pa.Table:
         arrays.append(columns.as_array([row.get(other.name) for row in rows.extras], other.type))
     assert all(known[name] == [None] * len(rows.kept) for name in EMBEDDING_COLUMNS)
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _url(row: Row) -> str | None:
+    return None if row.url is None else _utf8(row.url)
 
 
 def _utf8(text: str) -> str:

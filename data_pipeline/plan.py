@@ -157,8 +157,22 @@ def _require_same(root: Path, sources: Sequence[Source], config: PrepareConfig) 
                 f"{root}: begun with {key} {old.get(key)!r}, now {value!r}; "
                 "use the old value or another --out"
             )
-    note = (_read(root).schema.metadata or {}).get(_NOTE, b"[]")
-    before = json.loads(note)
+    require_same_inputs(root, sources)
+
+
+def recorded_inputs(root: Path) -> list[dict[str, Any]]:
+    """name, kind, rows and fingerprint of each source that `root` was begun with."""
+    found: list[dict[str, Any]] = json.loads((_read(root).schema.metadata or {}).get(_NOTE, b"[]"))
+    return found
+
+
+def require_same_inputs(root: Path, sources: Sequence[Source]) -> None:
+    """Refuses sources other than those that `root` was begun with.
+
+    Raises:
+        UserError: which one differs.
+    """
+    before = recorded_inputs(root)
     if len(before) != len(sources):
         raise UserError(
             f"{root}: begun with {len(before)} inputs, now {len(sources)}; "

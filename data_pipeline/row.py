@@ -18,11 +18,15 @@ class Rejection(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """A picture's bytes with its captions, or the reason why there are none."""
+    """A picture's bytes with its captions, or the reason why there are none.
+
+    `image` None: it is behind `url`, still to be fetched.
+    """
 
     source_key: str
-    image: bytes = b""
+    image: bytes | None = b""
     captions: tuple[str, ...] = ()
     url: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # the input's other columns
     problem: Rejection | None = None
+    expected: Mapping[str, str] = field(default_factory=dict)  # md5, sha256: hex digits of `image`

@@ -50,7 +50,20 @@ REASONS: Mapping[str, str] = {
     "caption_too_short": "the caption has fewer characters than min_caption",
     "caption_too_long": "the caption has more characters than max_caption",
     "broken_source": "the tar or parquet that holds the row is damaged at or before it",
+    "bad_url": "the address is not one of http or https, or leads to one that is not",
+    "refused_address": "the host is on no public address (one's own network, metadata service)",
+    "robots": "the host's robots.txt does not allow it",
+    "opted_out": "an opt-out list, or the server's X-Robots-Tag, says no",
+    "http_error": "the server answers with an error that stays (404, 403, ...)",
+    "too_many_redirects": "more redirects than the cap",
+    "tls": "the server has no valid certificate",
+    "wrong_hash": "the bytes do not have the md5 or sha256 that the row expects",
+    "timeout": "no answer, or not all of it, in time (may pass)",
+    "dns": "the host's name is not known (may pass)",
+    "connection": "the connection failed, or ended early (may pass)",
+    "http_passing": "the server answers 429 or 5xx, at every attempt (may pass)",
 }
+RETRYABLE = ("timeout", "dns", "connection", "http_passing")  # another pass may find them well
 
 METADATA_SCHEMA = pa.schema(
     [

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from base.errors import NothingUsable, UserError
+from data_pipeline.config import ColumnsConfig
 from data_pipeline.row import Row
 from data_pipeline.sources import pairs, tables, tars
 from data_pipeline.sources.source import Source
@@ -14,7 +15,9 @@ from data_pipeline.sources.source import Source
 __all__ = ["Source", "read", "scan"]
 
 
-def scan(inputs: Sequence[str | Path], work: Path) -> list[Source]:
+def scan(
+    inputs: Sequence[str | Path], work: Path, named: ColumnsConfig | None = None
+) -> list[Source]:
     """The inputs' sources in argument order; what must be listed is listed under `work`.
 
     A folder is one of pairs when it has a captions table; otherwise its tars, or else its parquet
@@ -35,7 +38,7 @@ def scan(inputs: Sequence[str | Path], work: Path) -> list[Source]:
             listing = work / "listings" / f"{next(numbers):05d}.parquet"
             name = str(given) if found == path else str(Path(given) / found.name)
             try:
-                sources.append(_scan_one(found, name, listing))
+                sources.append(_scan_one(found, name, listing, named or ColumnsConfig()))
             except OSError as error:
                 raise UserError(f"{found}: {error.strerror or error}") from error
     if not sum(source.rows for source in sources):
@@ -58,11 +61,11 @@ def _members(path: Path) -> list[Path]:
     return [path]
 
 
-def _scan_one(path: Path, name: str, listing: Path) -> Source:
+def _scan_one(path: Path, name: str, listing: Path, named: ColumnsConfig) -> Source:
     if path.is_dir():
         return pairs.scan(path, name, listing)
     if path.suffix in tables.SUFFIXES:
-        return tables.scan(path, name, listing)
+        return tables.scan(path, name, listing, named)
     if path.suffix == ".tar":
         return tars.scan(path, name, listing)
     raise UserError(f"{name}: expected a folder, a .tar, or a table ({', '.join(tables.SUFFIXES)})")

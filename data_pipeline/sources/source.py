@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.config import ColumnsConfig
 from data_pipeline.row import Rejection
 
 Kind = Literal["pairs", "tar", "table"]
@@ -35,6 +36,7 @@ class Source:
     table: str
     extra: pa.Schema = field(repr=False)  # the input's other columns
     notes: tuple[str, ...] = ()  # what the user should hear about
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)  # named by the user, of a table
 
 
 def table_rows(

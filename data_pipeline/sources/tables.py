@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from base.errors import UserError
 from base.files import sha256_file
 from data_pipeline import columns
+from data_pipeline.config import ColumnsConfig
 from data_pipeline.row import Rejection, Row
 from data_pipeline.sources.source import (
     INFER_ROWS,
@@ -30,12 +32,25 @@ from data_pipeline.sources.source import (
     write_listing,
 )
 
+_BY_NAME = ColumnsConfig()
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
-_CAPTION = ("caption", "captions", "text", "texts", "txt", "prompt", "title", "top_caption")
+_CAPTION = (
+    "top_caption",
+    "all_captions",
+    "caption",
+    "captions",
+    "text",
+    "texts",
+    "txt",
+    "prompt",
+    "title",
+)
+_TOGETHER = (("top_caption", "all_captions"), ("caption", "captions"))
 _PATH = ("file", "path", "filename", "file_name", "filepath", "file_path", "image_path", "image")
 _BYTES = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes")
 _URL = ("url", "image_url")
-_KEY = ("key", "__key__", "uid", "id", "sample_id")
+_HASHES = {"md5": 32, "sha256": 64}  # hex digits
+KEYS = ("key", "__key__", "uid", "id", "sample_id")
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,7 @@ class Roles:
     url: str | None
     key: str | None
     sidecar: str | None  # text that holds a JSON object with further columns
+    hashes: Mapping[str, str]  # md5, sha256: the column with what is expected behind `url`
 
     @property
     def consumed(self) -> set[str]:
@@ -56,11 +72,14 @@ class Roles:
         return {name for name in names if name}
 
 
-def find_roles(schema: pa.Schema, where: str, picture: bool = True) -> Roles:
-    """Recognises the columns by name, case ignored, and type.
+def find_roles(
+    schema: pa.Schema, where: str, picture: bool = True, named: ColumnsConfig = _BY_NAME
+) -> Roles:
+    """Recognises the columns by name, case ignored, and type; those that are `named` are taken.
 
     Raises:
-        UserError: no caption column, or (with `picture`) none with a path or bytes.
+        UserError: no caption column, or (with `picture`) none with a path, bytes or an address; a
+            named column is missing or of the wrong type.
     """
     names = {name.lower(): name for name in reversed(schema.names)}
 
@@ -71,32 +90,47 @@ def find_roles(schema: pa.Schema, where: str, picture: bool = True) -> Roles:
     def first(candidates: tuple[str, ...], fits: Any) -> str | None:
         return next(iter(pick(candidates, fits)), None)
 
-    captions = pick(_CAPTION, lambda kind: _is_text(kind) or _is_text_list(kind))
+    def one(field: str, known: tuple[str, ...], fits: Any) -> str | None:
+        given = getattr(named, field)
+        return first(known, fits) if given is None else _named(schema, where, field, given, fits)
+
+    captions = [_named(schema, where, "captions", n, _is_caption) for n in named.captions]
     roles = Roles(
-        captions=tuple(_one_caption_column(captions)),
-        path=first(_PATH, _is_text),
-        image=first(_BYTES, _is_bytes),
-        url=first(_URL, _is_text),
-        key=first(_KEY, lambda kind: _is_text(kind) or pa.types.is_integer(kind)),
+        captions=tuple(captions or _one_caption_column(pick(_CAPTION, _is_caption))),
+        path=one("path", _PATH, _is_text),
+        image=one("image", _BYTES, _is_bytes),
+        url=one("url", _URL, _is_text),
+        key=one("key", KEYS, lambda kind: _is_text(kind) or pa.types.is_integer(kind)),
         sidecar=first(("json",), _is_text),
+        hashes={name: column for name in _HASHES if (column := first((name,), _is_text))},
     )
     have = ", ".join(schema.names)
     if not roles.captions:
         raise UserError(f"{where}: no caption column (one of {', '.join(_CAPTION)}); it has {have}")
-    if picture and not (roles.path or roles.image):
-        if roles.url:
-            raise UserError(
-                f"{where}: column {roles.url!r} holds addresses to fetch, which this version does "
-                f"not do; give local paths in a column {_PATH[0]!r} or bytes in {_BYTES[0]!r}"
-            )
-        raise UserError(f"{where}: no column with a path or picture bytes; it has {have}")
+    if picture and not (roles.path or roles.image or roles.url):
+        raise UserError(f"{where}: no column with an address, a path or bytes; it has {have}")
     return roles
 
 
+def _named(schema: pa.Schema, where: str, field: str, name: str, fits: Any) -> str:
+    if name not in schema.names:
+        have = ", ".join(schema.names)
+        raise UserError(f"columns.{field}: got {name!r}, {where} has {have}")
+    if not fits(schema.field(name).type):
+        raise UserError(f"columns.{field}: {name!r} of {where} is {schema.field(name).type}")
+    return name
+
+
 def _one_caption_column(found: list[str]) -> list[str]:
-    """`caption` and `captions` belong together; other names are alternatives to them."""
-    paired = [name for name in found if name.lower() in ("caption", "captions")]
-    return paired or found[:1]
+    """One and all captions belong together; other names are alternatives to them."""
+    for pair in _TOGETHER:
+        if paired := [name for name in found if name.lower() in pair]:
+            return paired
+    return found[:1]
+
+
+def _is_caption(kind: pa.DataType) -> bool:
+    return _is_text(kind) or _is_text_list(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -139,13 +173,13 @@ def _load_csv(path: Path) -> pa.Table:
         if not file.read(1):
             raise UserError(f"{path}: is empty")
     header = pa.csv.open_csv(path, parse_options=parse).schema.names
-    text = {*_CAPTION, *_PATH, *_URL, *_KEY}
+    text = {*_CAPTION, *_PATH, *_URL, *KEYS}
     types = {name: pa.string() for name in header if name.lower() in text}
     options = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
     return pa.csv.read_csv(path, parse_options=parse, convert_options=options)
 
 
-def scan(path: Path, name: str, listing: Path) -> Source:
+def scan(path: Path, name: str, listing: Path, named: ColumnsConfig = _BY_NAME) -> Source:
     """Looks at one table; csv, tsv and json lines are turned into parquet at `listing`.
 
     Raises:
@@ -161,11 +195,11 @@ def scan(path: Path, name: str, listing: Path) -> Source:
             schema, rows = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    roles = find_roles(schema, str(path))
+    roles = find_roles(schema, str(path), named=named)
     extra = other_columns(schema, roles)
     if roles.sidecar:
         extra = columns.union([extra, _infer_sidecar(table, roles.sidecar)])
-    return Source("table", name, str(path.absolute()), rows, print_, table, extra)
+    return Source("table", name, str(path.absolute()), rows, print_, table, extra, columns=named)
 
 
 def other_columns(schema: pa.Schema, roles: Roles) -> pa.Schema:
@@ -213,7 +247,7 @@ def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row
     """Rows of a table, in order."""
     with pq.ParquetFile(source.table) as file:
         schema = file.schema_arrow
-    roles = find_roles(schema, source.name)
+    roles = find_roles(schema, source.name, named=source.columns)
     position = first
     for batch in table_rows(source.table, first, count, batch=64):
         lists = {name: values(batch, name) for name in schema.names}
@@ -237,9 +271,22 @@ def _row(source: Source, roles: Roles, row: dict[str, Any], position: int, max_b
             url = sidecar.pop("url", None) if url is None else url
             extra |= sidecar
         found = clean_captions(captions)
+        if not (roles.path or roles.image):
+            if not url:
+                raise Rejection("no_image", "the row has no address")
+            return Row(key, None, found, url, extra, expected=_expected(roles, row))
         return Row(key, _picture(source, roles, row, max_bytes), found, url, extra)
     except Rejection as problem:
         return Row(key, url=url, problem=problem)
+
+
+def _expected(roles: Roles, row: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    for name, column in roles.hashes.items():
+        value = row[column]
+        if isinstance(value, str) and re.fullmatch(rf"[0-9a-fA-F]{{{_HASHES[name]}}}", value):
+            found[name] = value.lower()
+    return found
 
 
 def _listed(value: Any) -> list[Any]:

@@ -15,6 +15,6 @@ def test_every_reason_is_in_the_table_with_its_meaning() -> None:
 
 
 def test_settings_in_commands_exist() -> None:
-    named = set(re.findall(r"--set (\w+)=", PAGE))
+    named = set(re.findall(r"--set (\w+)[.=]", PAGE))
     assert named
     assert named <= set(PrepareConfig.model_fields)

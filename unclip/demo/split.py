@@ -16,6 +16,7 @@ from base.hashing import stable_hash
 from base.progress import Progress
 from data_pipeline import sources
 from data_pipeline.config import PrepareConfig
+from data_pipeline.fetch.rows import in_order, with_pictures
 from data_pipeline.row import Row
 
 _SCHEMA = pa.schema(
@@ -82,8 +83,10 @@ def split_counts(out: Path) -> tuple[int, int]:
 
 
 def _rows(found: list[sources.Source]) -> Iterator[Row]:
-    for source in found:
-        yield from sources.read(source, 0, source.rows, PrepareConfig().max_bytes)
+    """All rows, in the inputs' order; what is behind addresses is fetched."""
+    config = PrepareConfig()
+    rows = (row for s in found for row in sources.read(s, 0, s.rows, config.max_bytes))
+    return in_order(with_pictures(enumerate(rows), config.fetch, config.max_bytes))
 
 
 def _why_unusable(row: Row) -> str | None:

@@ -1,0 +1,149 @@
+"""What hosts ask of those who fetch: robots.txt, opt-out tags and lists, a pace."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from protego import Protego
+
+from base.errors import UserError
+
+_HOSTS = 10_000  # remembered at once
+_LONGEST_DELAY = 30.0  # of those that robots.txt may ask for
+
+
+def opts_out(headers: Iterable[str], tags: Iterable[str], agent: str) -> str | None:
+    """The first of `tags` that X-Robots-Tag `headers` give to everybody or to `agent`.
+
+    A value is `tag, tag` or `name: tag, tag`, which speaks to one robot alone.
+    """
+    wanted = {tag.lower() for tag in tags}
+    name = agent_name(agent)
+    for header in headers:
+        ours = True
+        for part in header.lower().split(","):
+            speaker, colon, tag = part.rpartition(":")
+            if colon and speaker.strip() != "unavailable_after":
+                ours = speaker.strip() in ("", "*", name)
+            if ours and tag.strip() in wanted:
+                return tag.strip()
+    return None
+
+
+def agent_name(agent: str) -> str:
+    """The product in front of a User-Agent: what robots.txt calls us."""
+    return re.split(r"[/\s(]", agent, maxsplit=1)[0].lower()
+
+
+class Domains:
+    """A list of domains, their sub-domains included."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = {name.strip().lower().strip(".") for name in names} - {""}
+
+    def __contains__(self, host: str) -> bool:
+        labels = host.lower().rstrip(".").split(".")
+        return any(".".join(labels[i:]) in self._names for i in range(len(labels)))
+
+
+def read_list(path: Path | None) -> list[str]:
+    """The lines of an opt-out list; `#` begins a comment.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if path is None:
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+class Robots:
+    """robots.txt of hosts, each read once (RFC 9309).
+
+    `read` gives its text, or None where there is none; it raises what makes it unknown.
+    """
+
+    def __init__(self, agent: str, read: Callable[[str], Awaitable[str | None]]) -> None:
+        self._name, self._read = agent_name(agent), read
+        self._known: OrderedDict[str, asyncio.Future[Protego | None]] = OrderedDict()
+
+    async def allow(self, origin: str, url: str) -> bool:
+        """Whether we may fetch `url` of `origin` (scheme://host:port)."""
+        rules = await self._rules(origin)
+        return rules is None or bool(rules.can_fetch(url, self._name))
+
+    async def delay(self, origin: str) -> float:
+        """Seconds between requests that the host asks for."""
+        rules = await self._rules(origin)
+        asked = rules.crawl_delay(self._name) if rules is not None else None
+        return min(float(asked or 0.0), _LONGEST_DELAY)
+
+    async def _rules(self, origin: str) -> Protego | None:
+        if origin in self._known:
+            self._known.move_to_end(origin)
+            return await asyncio.shield(self._known[origin])
+        task = self._known[origin] = asyncio.ensure_future(self._ask(origin))
+        while len(self._known) > _HOSTS:
+            self._known.popitem(last=False)
+        try:
+            return await asyncio.shield(task)
+        except Exception:
+            self._known.pop(origin, None)  # unknown now is not unknown for ever
+            raise
+
+    async def _ask(self, origin: str) -> Protego | None:
+        text = await self._read(f"{origin}/robots.txt")
+        return None if text is None else Protego.parse(text)
+
+
+class Pace:
+    """At most so many requests to one host at a time, and a delay between their beginnings."""
+
+    def __init__(self, per_host: int) -> None:
+        self._per_host = per_host
+        self._hosts: OrderedDict[str, _Host] = OrderedDict()
+
+    @asynccontextmanager
+    async def turn(self, host: str, delay: float) -> AsyncIterator[None]:
+        """One request's turn; `delay` is in seconds."""
+        state = self._hosts.setdefault(host, _Host(self._per_host))
+        self._hosts.move_to_end(host)
+        state.users += 1
+        try:
+            async with state.places:
+                await state.wait(delay)
+                yield
+        finally:
+            state.users -= 1
+            self._forget()
+
+    def _forget(self) -> None:
+        while len(self._hosts) > _HOSTS:
+            host = next((name for name, state in self._hosts.items() if not state.users), None)
+            if host is None:
+                return
+            del self._hosts[host]
+
+
+class _Host:
+    def __init__(self, places: int) -> None:
+        self.places = asyncio.Semaphore(places)
+        self.users = 0
+        self._next = 0.0
+
+    async def wait(self, delay: float) -> None:
+        loop = asyncio.get_running_loop()
+        begin = max(loop.time(), self._next)
+        self._next = begin + delay
+        if begin > loop.time():
+            await asyncio.sleep(begin - loop.time())

@@ -1,0 +1,220 @@
+"""Tables of addresses, through the whole of `prepare`, against a real server on loopback."""
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from web import Server
+
+from base.errors import NothingUsable, UserError
+from data_pipeline.config import PrepareConfig
+from data_pipeline.fetch import FetchConfig
+from data_pipeline.pipeline import prepare
+from data_pipeline.retry import retry
+from data_pipeline.schema.dataset import REASONS, RETRYABLE
+from data_pipeline.verify import verify
+
+COUNT = 60
+
+
+def config(**settings: Any) -> PrepareConfig:
+    fetch = FetchConfig(allow_private=True, backoff_seconds=0.01, attempts=2, **settings)
+    return PrepareConfig(image_size=32, samples_per_shard=25, fetch=fetch)
+
+
+@pytest.fixture
+def laion(
+    server: Server, tmp_path: Path, picture_bytes: Callable[..., bytes]
+) -> tuple[Path, dict[str, bytes]]:
+    """A table with LAION's columns, and what is behind its addresses."""
+    server.files = {f"{i}.jpg": picture_bytes(i) for i in range(COUNT)}
+    columns = {
+        "SAMPLE_ID": list(range(COUNT)),
+        "URL": [server.url(name) for name in server.files],
+        "TEXT": [f"picture number {i}" for i in range(COUNT)],
+        "WIDTH": [96] * COUNT,
+        "NSFW": ["UNLIKELY"] * COUNT,
+        "similarity": [i / 100 for i in range(COUNT)],
+    }
+    path = tmp_path / "laion.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=16)
+    return path, server.files
+
+
+def metadata(dataset: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(p) for p in sorted(dataset.glob("metadata/*.parquet"))])
+
+
+def rejected(dataset: Path) -> list[dict[str, Any]]:
+    tables = [pq.read_table(path) for path in sorted(dataset.glob("rejected/*.parquet"))]
+    rows: list[dict[str, Any]] = pa.concat_tables(tables).to_pylist()
+    return rows
+
+
+def test_a_table_of_laion(
+    laion: tuple[Path, dict[str, bytes]], server: Server, tmp_path: Path, ray_cluster: None
+) -> None:
+    path, files = laion
+    info = prepare([path], tmp_path / "out", "none", config())
+    assert (info.kept, info.rejected) == (COUNT, 0)
+    assert verify(tmp_path / "out").whole
+    table = metadata(tmp_path / "out")
+    assert table["url"].to_pylist() == [server.url(name) for name in files]
+    assert table["sha256"].to_pylist() == [hashlib.sha256(d).hexdigest() for d in files.values()]
+    assert table["caption"].to_pylist() == [f"picture number {i}" for i in range(COUNT)]
+    assert table["NSFW"].to_pylist() == ["UNLIKELY"] * COUNT
+    assert table["input_WIDTH"].to_pylist() == [96] * COUNT
+    assert table["input_similarity"].to_pylist() == [i / 100 for i in range(COUNT)]
+    assert {name: server.seen[name] for name in files} == dict.fromkeys(files, 1)
+
+
+def test_equal_answers_give_equal_bytes_in_whatever_order_they_come(
+    laion: tuple[Path, dict[str, bytes]],
+    server: Server,
+    tmp_path: Path,
+    ray_cluster: None,
+    tree: Callable[[Path], dict[str, str]],
+) -> None:
+    path, files = laion
+    del files["7.jpg"], files["31.jpg"]
+    files["12.jpg"] = b"<html>gone</html>"
+    prepare([path], tmp_path / "quick", "none", config())
+    delays = random.Random(0)
+    server.pause = lambda name: delays.uniform(0, 0.2)
+    prepare([path], tmp_path / "slow", "none", config())
+    assert tree(tmp_path / "slow") == tree(tmp_path / "quick")
+
+
+def test_every_fault_has_its_reason_and_stops_nothing(
+    laion: tuple[Path, dict[str, bytes]], server: Server, tmp_path: Path, ray_cluster: None
+) -> None:
+    path, _ = laion
+    faults = {
+        server.url("status/404"): "http_error",
+        server.url("status/503"): "http_passing",
+        server.url("status/204"): "http_error",
+        server.url("hops/9"): "too_many_redirects",
+        server.url("to?place=file:///etc/passwd"): "bad_url",
+        server.url("tag?tag=noai"): "opted_out",
+        server.url("short"): "connection",
+        server.url("silent"): "timeout",
+        server.url("endless"): "too_many_bytes",
+        server.url("picture"): "not_an_image",
+        "http://127.0.0.1:9/x.jpg": "connection",
+        "http://nowhere.invalid/x.jpg": "dns",
+        "ftp://127.0.0.1/x.jpg": "bad_url",
+        "": "no_image",
+        None: "no_image",
+    }
+    good = server.url("0.jpg")
+    urls = [url for fault in faults for url in (fault, good)]
+    table = pa.table({"url": urls, "caption": [f"number {i}" for i in range(len(urls))]})
+    pq.write_table(table, path)
+    limits = {"silence_seconds": 0.3, "max_bytes": 1 << 20}
+    info = prepare([path], tmp_path / "out", "none", config(**limits))
+    assert (info.kept, info.rejected) == (len(faults), len(faults))
+    found = rejected(tmp_path / "out")
+    assert [row["row"] for row in found] == list(range(0, 2 * len(faults), 2))
+    assert [row["reason"] for row in found] == list(faults.values())
+    assert set(RETRYABLE) < set(REASONS)
+    assert verify(tmp_path / "out").whole
+
+
+@pytest.mark.parametrize("name", ["md5", "sha256"])
+def test_bytes_that_are_not_the_expected_ones(
+    name: str,
+    laion: tuple[Path, dict[str, bytes]],
+    server: Server,
+    tmp_path: Path,
+    ray_cluster: None,
+) -> None:
+    path, files = laion
+    digests = [hashlib.new(name, data).hexdigest() for data in files.values()]
+    digests[3], digests[5] = digests[4], "not a digest"  # what is none is not looked at
+    columns = {"url": [server.url(f) for f in files], "caption": ["x"] * COUNT, name: digests}
+    pq.write_table(pa.table(columns), path)
+    prepare([path], tmp_path / "out", "none", config())
+    assert [(row["row"], row["reason"]) for row in rejected(tmp_path / "out")] == [
+        (3, "wrong_hash")
+    ]
+
+
+def test_opt_out_by_hash(
+    laion: tuple[Path, dict[str, bytes]], tmp_path: Path, ray_cluster: None
+) -> None:
+    path, files = laion
+    unwanted = [hashlib.sha256(files["2.jpg"]).hexdigest().upper(), hashlib.md5(files["9.jpg"])]
+    (tmp_path / "list.txt").write_text(
+        f"# asked by mail\n{unwanted[0]}\n{unwanted[1].hexdigest()}\n"
+    )
+    prepare([path], tmp_path / "out", "none", config(opt_out_hashes=tmp_path / "list.txt"))
+    found = [(row["row"], row["reason"]) for row in rejected(tmp_path / "out")]
+    assert found == [(2, "opted_out"), (9, "opted_out")]
+
+
+def test_rows_that_would_be_rejected_anyway_are_not_fetched(
+    laion: tuple[Path, dict[str, bytes]], server: Server, tmp_path: Path, ray_cluster: None
+) -> None:
+    path, files = laion
+    captions = ["" if i % 2 else "fine" for i in range(COUNT)]
+    pq.write_table(pa.table({"url": [server.url(f) for f in files], "text": captions}), path)
+    prepare([path], tmp_path / "out", "none", config())
+    assert Counter(row["reason"] for row in rejected(tmp_path / "out")) == {
+        "no_caption": COUNT // 2
+    }
+    assert sum(server.seen[name] for name in files) == COUNT // 2
+
+
+def test_another_pass_over_what_may_pass(
+    laion: tuple[Path, dict[str, bytes]], server: Server, tmp_path: Path, ray_cluster: None
+) -> None:
+    """Only that: with the columns of the first input, and the row that it was there."""
+    path, files = laion
+    wanted = [3, 26, 27, 59]
+    table = pq.read_table(path).to_pydict()
+    for i in wanted:
+        table["URL"][i] = server.url(f"again/503/{i}")
+    table["URL"][7] = server.url("status/404")
+    pq.write_table(pa.table(table), path, row_group_size=16)
+    first = prepare([path], tmp_path / "first", "none", config())
+    assert (first.kept, first.rejected) == (COUNT - 5, 5)
+    for i in wanted:
+        server.files[f"again/503/{i}"] = files[f"{i}.jpg"]
+    second = retry(tmp_path / "first", tmp_path / "second")
+    assert (second.kept, second.rejected) == (4, 0)
+    assert verify(tmp_path / "second").whole
+    found = metadata(tmp_path / "second")
+    assert found["source_row"].to_pylist() == wanted
+    assert found["SAMPLE_ID"].to_pylist() == wanted
+    assert found["caption"].to_pylist() == [f"picture number {i}" for i in wanted]
+    before = metadata(tmp_path / "first")
+    assert set(before.column_names) | {"source_row"} == set(found.column_names)
+    assert server.seen["status/404"] == 1
+    with pytest.raises(NothingUsable, match="no row was rejected for a reason that may pass"):
+        retry(tmp_path / "second", tmp_path / "third")
+
+
+def test_another_pass_over_other_inputs_is_refused(
+    laion: tuple[Path, dict[str, bytes]], server: Server, tmp_path: Path, ray_cluster: None
+) -> None:
+    path, files = laion
+    server.files = {}
+    table = pq.read_table(path).to_pydict()
+    table["URL"][:2] = [server.url("status/503")] * 2
+    pq.write_table(pa.table(table), path)
+    server.files = files
+    prepare([path], tmp_path / "first", "none", config())
+    table["URL"][5] = "http://127.0.0.1/other"
+    pq.write_table(pa.table(table), path)
+    with pytest.raises(UserError, match=r"laion\.parquet: changed since"):
+        retry(tmp_path / "first", tmp_path / "second")
+    path.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        retry(tmp_path / "first", tmp_path / "second")
+    assert not (tmp_path / "second").exists()
