@@ -88,8 +88,8 @@ def prepare(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Folders of pairs, parquet/csv/tsv/jsonl tables, webdataset tars or folders of "
-            "them.",
+            help="Folders of pairs; parquet/csv/tsv/jsonl tables with paths, bytes or URLs; "
+            "webdataset tars; or folders of them.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DATASET", help="Folder of the result.")],

@@ -16,10 +16,12 @@ from base.config import dump_config, fingerprint, load_config
 from base.errors import UserError
 from base.files import atomic_path, sha256_file, write_atomic
 from data_pipeline.config import PrepareConfig
+from data_pipeline.fetch.config import PACE
 from data_pipeline.schema.dataset import CONFIG_FILE, MAX_SHARDS, PLAN_FILE, PLAN_SCHEMA
 from data_pipeline.sources import Source
 
 _NOTE = b"sources"
+_FREE = {f"fetch.{name}" for name in PACE}
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def _read(root: Path) -> pa.Table:
 
 
 def _require_same(root: Path, sources: Sequence[Source], config: PrepareConfig) -> None:
-    old, new = read_config(root).model_dump(), config.model_dump()
+    old, new = _decisive(read_config(root)), _decisive(config)
     for key, value in new.items():
         if old.get(key) != value:
             raise UserError(
@@ -158,6 +160,17 @@ def _require_same(root: Path, sources: Sequence[Source], config: PrepareConfig) 
                 "use the old value or another --out"
             )
     require_same_inputs(root, sources)
+
+
+def _decisive(config: PrepareConfig) -> dict[str, Any]:
+    """The values that the result depends on, by their names; those of sections as a.b."""
+    found: dict[str, Any] = {}
+    for key, value in config.model_dump().items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{name}": item for name, item in value.items()}
+        else:
+            found[key] = value
+    return {key: value for key, value in found.items() if key not in _FREE}
 
 
 def recorded_inputs(root: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,17 @@ from pydantic import Field
 from base.config import Config
 
 _Seconds = Annotated[float, Field(gt=0)]
+# What changes how long it takes, and nothing of what comes: a run that goes on may change it.
+PACE = (
+    "concurrency",
+    "connect_seconds",
+    "silence_seconds",
+    "deadline_seconds",
+    "attempts",
+    "backoff_seconds",
+    "per_host",
+    "host_delay_seconds",
+)
 
 
 class FetchConfig(Config):

@@ -9,7 +9,7 @@ from pathlib import Path
 from base.errors import NothingUsable, UserError
 from data_pipeline.config import ColumnsConfig
 from data_pipeline.row import Row
-from data_pipeline.sources import pairs, tables, tars
+from data_pipeline.sources import pairs, tables, tars, texts
 from data_pipeline.sources.source import Source
 
 __all__ = ["Source", "read", "scan"]
@@ -20,8 +20,8 @@ def scan(
 ) -> list[Source]:
     """The inputs' sources in argument order; what must be listed is listed under `work`.
 
-    A folder is one of pairs when it has a captions table; otherwise its tars, or else its parquet
-    files, are the sources in the order of their names; otherwise it is one of pairs. One that
+    A folder is one of pairs when it has a captions table; otherwise its tars, or else its tables of
+    one kind, are the sources in the order of their names; otherwise it is one of pairs. One that
     holds pairs as well as tars or parquet files is refused.
 
     Raises:
@@ -49,10 +49,12 @@ def scan(
 def _members(path: Path) -> list[Path]:
     if not path.is_dir() or any((path / name).is_file() for name in pairs.TABLES):
         return [path]
-    for suffix in (".tar", ".parquet"):
-        found = sorted(item for item in path.iterdir() if item.suffix == suffix and item.is_file())
+    for suffix in (".tar", ".parquet", *texts.SUFFIXES):
+        found = sorted(p for p in path.iterdir() if _is_a(p, suffix) and p.is_file())
         if found:
             if (pair := pairs.first_pair(path)) is not None:
+                if suffix in texts.SUFFIXES:  # notes beside the pairs
+                    return [path]
                 raise UserError(
                     f"{path}: holds both {found[0].name} and pairs ({pair}); move one of them, or "
                     "name the files that are meant"
@@ -61,10 +63,14 @@ def _members(path: Path) -> list[Path]:
     return [path]
 
 
+def _is_a(path: Path, suffix: str) -> bool:
+    return (texts.kind_of(path) if suffix in texts.SUFFIXES else path.suffix) == suffix
+
+
 def _scan_one(path: Path, name: str, listing: Path, named: ColumnsConfig) -> Source:
     if path.is_dir():
         return pairs.scan(path, name, listing)
-    if path.suffix in tables.SUFFIXES:
+    if path.suffix == ".parquet" or texts.kind_of(path) in texts.SUFFIXES:
         return tables.scan(path, name, listing, named)
     if path.suffix == ".tar":
         return tars.scan(path, name, listing)

@@ -80,7 +80,7 @@ def scan(folder: Path, name: str, listing: Path) -> Source:
         path=str(folder.absolute()),
         rows=len(pictures),
         fingerprint=_fingerprint(folder, table, captions),
-        table=write_listing(listing, table),
+        table=write_listing(listing, table.schema, table.to_batches()),
         extra=extra,
         notes=notes,
     )

@@ -62,10 +62,12 @@ def table_rows(
                 return
 
 
-def write_listing(path: Path, table: pa.Table) -> str:
+def write_listing(path: Path, schema: pa.Schema, rows: Iterable[pa.RecordBatch]) -> str:
     """Write a listing in small row groups; gives its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path, row_group_size=LISTING_ROWS)
+    with pq.ParquetWriter(path, schema) as writer:
+        for batch in rows:
+            writer.write_batch(batch, row_group_size=LISTING_ROWS)
     return str(path.absolute())
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from base.errors import UserError
@@ -21,6 +19,7 @@ from base.files import sha256_file
 from data_pipeline import columns
 from data_pipeline.config import ColumnsConfig
 from data_pipeline.row import Rejection, Row
+from data_pipeline.sources import texts
 from data_pipeline.sources.source import (
     INFER_ROWS,
     Source,
@@ -33,7 +32,7 @@ from data_pipeline.sources.source import (
 )
 
 _BY_NAME = ColumnsConfig()
-SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
+SUFFIXES = (".parquet", *texts.SUFFIXES)
 _CAPTION = (
     "top_caption",
     "all_captions",
@@ -51,6 +50,7 @@ _BYTES = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes")
 _URL = ("url", "image_url")
 _HASHES = {"md5": 32, "sha256": 64}  # hex digits
 KEYS = ("key", "__key__", "uid", "id", "sample_id")
+_TEXT = {*_CAPTION, *_PATH, *_URL, *KEYS, *_HASHES}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Roles:
     @property
     def consumed(self) -> set[str]:
         """Columns that do not travel on under their own names."""
-        names = {self.path, self.image, self.url, self.sidecar, *self.captions}
+        names = {self.path, self.image, self.url, self.sidecar, *self.captions, texts.BAD}
         return {name for name in names if name}
 
 
@@ -151,32 +151,18 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def load_table(path: Path) -> pa.Table:
-    """A csv, tsv, json lines or parquet file as a table; captions and paths are always text.
+    """A small table as a whole; captions and paths are always text.
 
     Raises:
         UserError: the file cannot be read as what its name says.
     """
+    if path.suffix != ".parquet":
+        schema, rows = texts.blocks(path, _TEXT)
+        return pa.Table.from_batches(rows, schema)
     try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path)
-        if path.suffix == ".jsonl":
-            return pa.json.read_json(path)
-        return _load_csv(path)
-    except (pa.ArrowInvalid, pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-
-
-def _load_csv(path: Path) -> pa.Table:
-    delimiter = "\t" if path.suffix == ".tsv" else ","
-    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with path.open("rb") as file:
-        if not file.read(1):
-            raise UserError(f"{path}: is empty")
-    header = pa.csv.open_csv(path, parse_options=parse).schema.names
-    text = {*_CAPTION, *_PATH, *_URL, *KEYS}
-    types = {name: pa.string() for name in header if name.lower() in text}
-    options = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
-    return pa.csv.read_csv(path, parse_options=parse, convert_options=options)
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise texts.cannot_be_read(path, error) from error
 
 
 def scan(path: Path, name: str, listing: Path, named: ColumnsConfig = _BY_NAME) -> Source:
@@ -188,7 +174,7 @@ def scan(path: Path, name: str, listing: Path, named: ColumnsConfig = _BY_NAME) 
     if path.suffix == ".parquet":
         table, print_ = str(path.absolute()), _parquet_fingerprint(path)
     else:
-        table = write_listing(listing, load_table(path))
+        table = write_listing(listing, *texts.blocks(path, _TEXT))
         print_ = sha256_file(path)
     try:
         with pq.ParquetFile(table) as file:
@@ -263,6 +249,8 @@ def _row(source: Source, roles: Roles, row: dict[str, Any], position: int, max_b
     url = row[roles.url] if roles.url else None
     url = url.decode("utf-8", "replace") if isinstance(url, bytes) else url
     try:
+        if row.get(texts.BAD):
+            raise Rejection("bad_row", row[texts.BAD])
         extra = {name: row[name] for name in row if name not in roles.consumed}
         captions = [item for name in roles.captions for item in _listed(row[name])]
         if roles.sidecar and row[roles.sidecar]:

@@ -69,7 +69,7 @@ def scan(path: Path, name: str, listing: Path) -> Source:
         path=str(path.absolute()),
         rows=len(samples),
         fingerprint=digest.hexdigest(),
-        table=write_listing(listing, table),
+        table=write_listing(listing, table.schema, table.to_batches()),
         extra=_infer(path, samples),
     )
 

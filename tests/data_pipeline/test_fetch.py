@@ -282,3 +282,33 @@ def test_what_is_under_way_is_given_up_at_the_end(server: Server) -> None:
     assert time.monotonic() - begun < 10
     assert all(future.cancelled() or future.done() for future in futures)
     assert not [t for t in threading.enumerate() if t.name == "fetch"]
+
+
+def test_large_pictures_are_held_a_few_at_a_time(server: Server) -> None:
+    """The others wait until those are taken; small ones pass."""
+    server.files = {f"large/{i}": bytes(2 << 20) for i in range(40)}
+    config = FetchConfig(allow_private=True, per_host=64, concurrency=64)
+    with Fetching(config, 4 << 20) as fetching:
+        waiting = [fetching.submit(server.url(name)) for name in server.files]
+        assert fetching.submit(server.url("picture")).result() == PICTURE
+        end = time.monotonic() + 20
+        while sum(future.done() for future in waiting) < 16 and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        assert sum(future.done() for future in waiting) == 16
+        while waiting:
+            for future in [future for future in waiting if future.done()]:
+                fetching.taken(future.result())
+                waiting.remove(future)
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def test_a_large_picture_that_fails_gives_its_place_back(server: Server) -> None:
+    config = FetchConfig(allow_private=True, per_host=64, concurrency=64, attempts=1)
+    server.files = {"large": bytes(2 << 20)}
+    with Fetching(config, 3 << 20) as fetching:
+        for future in [fetching.submit(server.url("endless")) for _ in range(40)]:
+            with pytest.raises(Rejection, match="too_many_bytes"):
+                future.result(timeout=60)
+        assert len(fetching.submit(server.url("large")).result(timeout=20)) == 2 << 20

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from base.errors import UserError
 from data_pipeline.config import PrepareConfig
+from data_pipeline.fetch.config import PACE
 from data_pipeline.plan import cut, persist, plan_fingerprint, planned_rows
 from data_pipeline.schema.dataset import KEYS_PER_SHARD, MAX_SHARDS, key_position, sample_key
 from data_pipeline.sources import Source
@@ -73,3 +74,25 @@ def test_a_plan_is_persisted_and_refuses_what_changed(tmp_path: Path) -> None:
         persist(tmp_path, [sources[0], _source("b", 6, "z")], config)
     with pytest.raises(UserError, match="begun with 2 inputs, now 1"):
         persist(tmp_path, sources[:1], config)
+
+
+def test_a_run_that_goes_on_may_be_more_patient_but_not_fetch_something_else(
+    tmp_path: Path,
+) -> None:
+    sources, config = [_source("a", 5, "x")], PrepareConfig()
+    persist(tmp_path, sources, config)
+    before = plan_fingerprint(tmp_path)
+
+    def changed(**fetch: object) -> PrepareConfig:
+        return config.model_copy(update={"fetch": config.fetch.model_copy(update=fetch)})
+
+    persist(tmp_path, sources, changed(**dict.fromkeys(PACE, 9)))
+    assert plan_fingerprint(tmp_path) == before
+    others = set(type(config.fetch).model_fields) - set(PACE)
+    assert others == {
+        "redirects", "max_bytes", "user_agent", "robots", "opt_out_tags", "opt_out_domains",
+        "opt_out_hashes", "allow_private",
+    }  # fmt: skip
+    for name in others:
+        with pytest.raises(UserError, match=rf"begun with fetch\.{name} "):
+            persist(tmp_path, sources, changed(**{name: "other"}))

@@ -187,7 +187,7 @@ MOMENTS = (  # a stage, and a file that appears while it is at work
     ("up256", "up256/config.yaml"),
     ("pictures", "pictures"),  # the first are being drawn
     ("pictures", "pictures/final.npy"),
-    ("report", "."),
+    ("report", "cascade.yaml"),
 )
 
 
