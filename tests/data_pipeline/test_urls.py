@@ -116,7 +116,7 @@ def test_every_fault_has_its_reason_and_stops_nothing(
     urls = [url for fault in faults for url in (fault, good)]
     table = pa.table({"url": urls, "caption": [f"number {i}" for i in range(len(urls))]})
     pq.write_table(table, path)
-    limits = {"silence_seconds": 0.3, "max_bytes": 1 << 20}
+    limits = {"silence_seconds": 3.0, "max_bytes": 1 << 20}
     info = prepare([path], tmp_path / "out", "none", config(**limits))
     assert (info.kept, info.rejected) == (len(faults), len(faults))
     found = rejected(tmp_path / "out")
