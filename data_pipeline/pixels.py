@@ -16,12 +16,17 @@ import simplejpeg
 from PIL import Image
 
 from data_pipeline import columns, resize, sources
+from data_pipeline.clip_pool import ClipPool
 from data_pipeline.config import PrepareConfig
+from data_pipeline.crop import Pixels
 from data_pipeline.decode import Limits, decode
+from data_pipeline.embed import with_columns, write_rows
+from data_pipeline.features import ShardFeatures
 from data_pipeline.fetch.rows import in_order, with_pictures
 from data_pipeline.plan import ShardPlan
 from data_pipeline.row import Rejection, Row
 from data_pipeline.schema.dataset import (
+    EMBEDDED,
     EMBEDDING_COLUMNS,
     METADATA_SCHEMA,
     PIXELS,
@@ -48,6 +53,7 @@ class Job:
     sources: tuple[Source, ...]
     extra: pa.Schema  # other columns of all sources together
     config: PrepareConfig
+    pool: ClipPool | None = None  # embeddings are made along with the pictures
 
 
 @dataclass
@@ -67,6 +73,7 @@ class _Made:
     row: Row
     jpeg: bytes
     meta: dict[str, Any]
+    crop: Pixels | None  # of the stored picture, as the CLIP takes it
     problem: Rejection | None
 
 
@@ -78,11 +85,14 @@ def make_shard(job: Job, attempt: Path) -> Commit:
     rows = _Rows()
     shard = job.plan.shard
     root = Path()
+    features = ShardFeatures(job.pool, shard, f"shard {shard}") if job.pool else None
     tar = TarWriter(attempt / tar_path(root, shard).name)
     with tar:
         for made in in_order(_made(job), job.plan.first_row):
             if made.problem is None:
                 _add(job, tar, rows, made)
+                if features is not None and made.crop is not None:
+                    features.add(made.crop, made.row.captions[0])
             else:
                 rows.rejected.append(
                     {
@@ -97,6 +107,10 @@ def make_shard(job: Job, attempt: Path) -> Commit:
     if rows.kept:
         files[str(tar_path(root, shard))] = tar.file.record(len(rows.kept))
         table = _metadata(rows, job.extra)
+        if features is not None and job.pool is not None:
+            embedded = features.finish()
+            files |= write_rows(attempt, shard, embedded)
+            table = with_columns(table, embedded, job.pool.info)
         path = metadata_path(root, shard)
         files[str(path)] = write_parquet(attempt / path.name, table)
     else:
@@ -104,7 +118,8 @@ def make_shard(job: Job, attempt: Path) -> Commit:
     path = rejected_path(root, shard)
     rejected = pa.Table.from_pylist(rows.rejected, schema=REJECTED_SCHEMA)
     files[str(path)] = write_parquet(attempt / path.name, rejected)
-    return Commit(VERSION, PIXELS, shard, job.plan.count, len(rows.kept), len(rows.rejected), files)
+    stage = PIXELS if job.pool is None else EMBEDDED
+    return Commit(VERSION, stage, shard, job.plan.count, len(rows.kept), len(rows.rejected), files)
 
 
 def _input_rows(job: Job) -> Iterator[tuple[int, Row]]:
@@ -125,9 +140,9 @@ def _made(job: Job) -> Iterator[tuple[int, _Made]]:
             if row.problem is not None:
                 raise row.problem
             assert row.image is not None, "with_pictures leaves no row without"
-            yield position, _Made(position, row, *_encode(row.image, config), None)
+            yield position, _Made(position, row, *_encode(row.image, job), None)
         except Rejection as why:
-            yield position, _Made(position, row, b"", {}, why)
+            yield position, _Made(position, row, b"", {}, None, why)
 
 
 def _add(job: Job, tar: TarWriter, rows: _Rows, made: _Made) -> None:
@@ -174,8 +189,9 @@ def _check_captions(captions: Sequence[str], config: PrepareConfig) -> None:
         raise Rejection("caption_too_long", f"{length} characters, max is {config.max_caption}")
 
 
-def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any]]:
-    """The stored JPEG, and what metadata says of picture and source."""
+def _encode(data: bytes, job: Job) -> tuple[bytes, dict[str, Any], Pixels | None]:
+    """The stored JPEG, what metadata says of picture and source, and the CLIP's crop of it."""
+    config = job.config
     mode, size = config.mode, config.image_size
     limits = Limits(config.max_pixels, config.min_side, config.max_aspect)
     picture = decode(data, limits, lambda w, h: resize.needed_sides(mode, size, w, h))
@@ -183,15 +199,16 @@ def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any]]:
     jpeg = simplejpeg.encode_jpeg(
         np.ascontiguousarray(fitted), config.jpeg_quality, "RGB", config.chroma
     )
-    stored = Image.fromarray(simplejpeg.decode_jpeg(jpeg))
-    return jpeg, {
-        "width": stored.width,
-        "height": stored.height,
+    stored = simplejpeg.decode_jpeg(jpeg)
+    meta = {
+        "width": stored.shape[1],
+        "height": stored.shape[0],
         "original_width": picture.width,
         "original_height": picture.height,
         "sha256": hashlib.sha256(data).hexdigest(),
-        "phash": str(imagehash.phash(stored)),
+        "phash": str(imagehash.phash(Image.fromarray(stored))),
     }
+    return jpeg, meta, None if job.pool is None else job.pool.crop(stored)
 
 
 def _metadata(rows: _Rows, extra: pa.Schema) -> pa.Table:

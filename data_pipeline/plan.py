@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 from base.config import dump_config, fingerprint, load_config
 from base.errors import UserError
 from base.files import atomic_path, sha256_file, write_atomic
-from data_pipeline.config import PrepareConfig
+from data_pipeline.config import EmbedConfig, PrepareConfig
 from data_pipeline.fetch.config import PACE
 from data_pipeline.schema.dataset import CONFIG_FILE, MAX_SHARDS, PLAN_FILE, PLAN_SCHEMA
 from data_pipeline.sources import Source
 
 _NOTE = b"sources"
-_FREE = {f"fetch.{name}" for name in PACE}
+# What a run that goes on may change; which CLIP embeddings are of is recorded beside them.
+_FREE = {f"fetch.{name}" for name in PACE} | {f"embed.{name}" for name in EmbedConfig.model_fields}
 
 
 @dataclass(frozen=True)

@@ -117,15 +117,30 @@ def write_embeddings(path: Path, rows: npt.NDArray[np.float16]) -> FileRecord:
 
 def write_parquet(path: Path, table: pa.Table) -> FileRecord:
     """One row group (none for an empty table), zstd."""
+    schema = pa.schema([field.with_type(_as_read(field.type)) for field in table.schema])
     with HashedFile(path) as file:
         pq.write_table(
-            table,
+            table.cast(schema.with_metadata(table.schema.metadata)),
             pa.PythonFile(file, mode="w"),
             row_group_size=max(1, table.num_rows),
             compression="zstd",
             write_statistics=True,
         )
     return file.record(table.num_rows)
+
+
+def _as_read(kind: pa.DataType) -> pa.DataType:
+    """The type that Parquet gives back: items of lists are called `element` there.
+
+    The name is written along, so that a table from memory and one from a file would differ.
+    """
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_as_read(field.type)) for field in kind])
+    for is_kind, make in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+        if is_kind(kind):
+            item = kind.value_field
+            return make(item.with_name("element").with_type(_as_read(item.type)))
+    return kind
 
 
 def with_note(table: pa.Table, name: str, value: Mapping[str, Any]) -> pa.Table:

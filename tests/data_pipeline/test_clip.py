@@ -19,7 +19,8 @@ from base.errors import UserError
 from data_pipeline.clip import load_clip
 from data_pipeline.clip_spec import find_clip
 from data_pipeline.config import PrepareConfig
-from data_pipeline.embed import cosine, embed, is_embedded
+from data_pipeline.embed import embed, is_embedded
+from data_pipeline.features import cosine
 from data_pipeline.pipeline import prepare
 from data_pipeline.schema.dataset import read_dataset
 

@@ -135,7 +135,7 @@ def test_killed_workers_are_replaced(
 ) -> None:
     out = tmp_path / "dataset"
     with running(corpus, out, CLIP) as process:
-        for title in (b"ray::_shard_task", b"ray::Embedder.embed"):
+        for title in (b"ray::_shard_task", b"ray::ClipActor"):
             wait_until(lambda title=title: bool(workers(process.pid, title)), process)
             for worker in workers(process.pid, title):
                 os.kill(worker, signal.SIGKILL)
