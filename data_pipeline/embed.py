@@ -184,6 +184,8 @@ def embed_all(
     commits = [read_commit(root, shard) for shard in range(shards)]
     kept = [commit.kept if commit else 0 for commit in commits]
     todo = [s for s in range(shards) if not is_done(root, s, EMBEDDED, name)]
+    if not todo:
+        return
     task = ray.remote(max_retries=3, scheduling_strategy="SPREAD")(_embed_task)
     shared = ray.put(pool)
 

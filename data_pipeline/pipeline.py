@@ -23,7 +23,7 @@ from data_pipeline.cluster import cluster, cpus, run_bounded
 from data_pipeline.commits import is_done, publish
 from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import claim, embed_all, is_embedded
-from data_pipeline.plan import ShardPlan, persist, plan_fingerprint
+from data_pipeline.plan import ShardPlan, TooManyShards, persist, plan_fingerprint
 from data_pipeline.schema.dataset import (
     DATASET_FILE,
     PIXELS,
@@ -53,6 +53,7 @@ def prepare(
     *,
     ray_address: str | None = None,
     bar: Progress | None = None,
+    part: int | None = None,
 ) -> DatasetInfo:
     """Makes the DATASET `out` from folders of pairs, tables and webdataset tars.
 
@@ -61,6 +62,7 @@ def prepare(
     it has none and `clip` asks for them). Rows are counted in a bar of their own, or in `bar`.
 
     Raises:
+        TooManyShards: the inputs make more than a DATASET holds, and no `part` is named.
         UserError: bad inputs; inputs, config or CLIP other than `out` was begun with; `out` in use.
         NothingUsable: no rows, or none that could be kept.
         Stopped, KeyboardInterrupt: asked to stop; what was committed stays.
@@ -71,7 +73,31 @@ def prepare(
     def scan(work: Path) -> list[Source]:
         return sources.scan(inputs, work, settings.columns)
 
-    return prepare_sources(scan, out, clip, settings, ray_address=ray_address, bar=bar)
+    return prepare_sources(scan, out, clip, settings, ray_address=ray_address, bar=bar, part=part)
+
+
+def prepare_parts(
+    inputs: Sequence[str | Path],
+    out: Path,
+    clip: str = "none",
+    config: PrepareConfig | None = None,
+    *,
+    ray_address: str | None = None,
+) -> Iterator[tuple[Path, DatasetInfo]]:
+    """`prepare` of inputs of any size: `out`, or `out`-000, `out`-001, … of 10⁵ shards each.
+
+    Rows keep their positions in the whole input. Errors are those of `prepare`.
+    """
+    try:
+        info = prepare(inputs, out, clip, config, ray_address=ray_address)
+    except TooManyShards as too_many:
+        parts = too_many.parts
+    else:
+        yield out, info
+        return
+    for part in range(parts):
+        place = out.with_name(f"{out.name}-{part:03d}")
+        yield place, prepare(inputs, place, clip, config, ray_address=ray_address, part=part)
 
 
 def prepare_sources(
@@ -82,13 +108,14 @@ def prepare_sources(
     *,
     ray_address: str | None = None,
     bar: Progress | None = None,
+    part: int | None = None,
 ) -> DatasetInfo:
     """`prepare` of what `scan` finds; it is given a folder for what must be listed."""
     spec = None if clip == "none" else find_clip(clip)
     _check_target(out)
     with _removed_if_empty(out), Lease(out), work_folder(out) as work:
         found = scan(work)
-        shards = persist(out, found, config)
+        shards = persist(out, found, config, part)
         if (info := _complete(out, spec, config)) is not None:
             if bar is not None:
                 bar.skip(info.input)
