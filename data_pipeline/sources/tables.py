@@ -19,7 +19,7 @@ from base.files import sha256_file
 from data_pipeline import columns
 from data_pipeline.config import ColumnsConfig
 from data_pipeline.row import Rejection, Row
-from data_pipeline.sources import texts
+from data_pipeline.sources import img2dataset, texts
 from data_pipeline.sources.source import (
     INFER_ROWS,
     Source,
@@ -291,7 +291,8 @@ def _picture(source: Source, roles: Roles, row: dict[str, Any], max_bytes: int) 
             raise Rejection("too_many_bytes", f"{len(data)} bytes, the cap is {max_bytes}")
         return bytes(data)
     if not isinstance(path, str) or not path or "\0" in path:
-        raise Rejection("no_image" if not path else "bad_path", "the row names no picture")
+        told = img2dataset.why_not(row) or "the row names no picture"
+        raise Rejection("no_image" if not path else "bad_path", told)
     return read_file(Path(source.path).parent / path, path, max_bytes)
 
 
