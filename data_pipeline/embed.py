@@ -188,6 +188,7 @@ def embed(
             if bar is not None:
                 bar.skip(info.kept)
             return info
+        require_pictures(dataset, info)
         with work_folder(dataset) as work, cluster(ray_address) as ray, StopFlag() as stop:
             used = embed_all(ray, dataset, work, info.shards, clip, name, stop, bar)
         if name is None:
@@ -205,6 +206,13 @@ def is_embedded(root: Path, info: DatasetInfo, spec: ClipSpec, name: str | None 
     if known is None or not spec.is_for(known):
         return False
     return all(is_done(root, shard, EMBEDDED, name) for shard in range(info.shards))
+
+
+def require_pictures(dataset: Path, info: DatasetInfo) -> None:
+    """Raises UserError where there are published embeddings alone: nothing else can be made."""
+    if info.clip is not None and info.clip.published:
+        whose = f"{info.clip.model} {info.clip.pretrained}"
+        raise UserError(f"{dataset}: holds embeddings of {whose} and no pictures to embed")
 
 
 def _check_name(name: str | None) -> None:

@@ -39,6 +39,7 @@ from data_pipeline.schema.dataset import (
     shard_name,
 )
 from data_pipeline.sources import Source
+from data_pipeline.vectors import make_vector_shard, used_clip, with_clip
 
 _LEAST_BYTES_PER_ROW = 4096  # headers and padding alone; a full disk later is told all the same
 _TASKS_PER_CPU = 2  # under way: one at work, one waiting
@@ -86,20 +87,20 @@ def prepare_sources(
     spec = None if clip == "none" else find_clip(clip)
     _check_target(out)
     with _removed_if_empty(out), Lease(out), work_folder(out) as work:
-        found = scan(work)
+        found = with_clip(out, scan(work), spec)
         shards = persist(out, found, config)
         if (info := _complete(out, spec)) is not None:
             if bar is not None:
                 bar.skip(info.input)
             return info
-        used = None
+        used = used_clip(found)
         with cluster(ray_address) as ray, StopFlag() as stop:
-            if spec is not None:
+            if spec is not None and used is None:
                 describe(ray, clip, stop)  # hours of pixels come before it is used
             _make_pixels(ray, out, work, found, shards, config, stop, bar)
             commits = _all_commits(out, len(shards))
             _require_kept(out, commits)
-            if spec is not None:
+            if spec is not None and used is None:
                 used = embed_all(ray, out, work, len(shards), clip, None, stop)
         return _finish(out, commits, config, used)
 
@@ -176,7 +177,8 @@ def _shard_task(
 
     found, extra, config = shared
     attempt = new_attempt(work, plan.shard)
-    return attempt, make_shard(Job(plan, found, extra, config), attempt)
+    make = make_shard if used_clip(found) is None else make_vector_shard
+    return attempt, make(Job(plan, found, extra, config), attempt)
 
 
 def _all_commits(out: Path, shards: int) -> list[Commit]:
@@ -202,7 +204,8 @@ def _finish(
     out: Path, commits: Sequence[Commit], config: PrepareConfig, clip: ClipInfo | None
 ) -> DatasetInfo:
     """Writes the totals; dataset.json last, because its presence says that all is there."""
-    sizes = {f"{shard_name(c.shard)}.tar": c.kept for c in commits if c.kept}
+    pictures = clip is None or not clip.published
+    sizes = {f"{shard_name(c.shard)}.tar": c.kept for c in commits if c.kept and pictures}
     write_json(out / SIZES_FILE, sizes)
     info = DatasetInfo(
         version=VERSION,
@@ -210,7 +213,7 @@ def _finish(
         kept=sum(commit.kept for commit in commits),
         rejected=sum(commit.rejected for commit in commits),
         shards=len(commits),
-        image_size=config.image_size,
+        image_size=config.image_size if pictures else 0,
         plan_fingerprint=plan_fingerprint(out),
         clip=clip,
     )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import simplejpeg
 from PIL import Image
 
 from data_pipeline import columns, resize, sources
+from data_pipeline.captions import with_caption
 from data_pipeline.config import PrepareConfig
 from data_pipeline.decode import Limits, decode
 from data_pipeline.fetch.rows import in_order, with_pictures
 from data_pipeline.plan import ShardPlan
-from data_pipeline.row import Rejection, Row
+from data_pipeline.row import Rejection, Row, rejected_row, utf8
 from data_pipeline.schema.dataset import (
     EMBEDDING_COLUMNS,
     METADATA_SCHEMA,
@@ -84,15 +85,7 @@ def make_shard(job: Job, attempt: Path) -> Commit:
             if made.problem is None:
                 _add(job, tar, rows, made)
             else:
-                rows.rejected.append(
-                    {
-                        "row": made.position,
-                        "source_key": _utf8(made.row.source_key),
-                        "url": _url(made.row),
-                        "reason": made.problem.reason,
-                        "message": _utf8(made.problem.message),
-                    }
-                )
+                rows.rejected.append(rejected_row(made.position, made.row, made.problem))
     files = {}
     if rows.kept:
         files[str(tar_path(root, shard))] = tar.file.record(len(rows.kept))
@@ -119,7 +112,7 @@ def _input_rows(job: Job) -> Iterator[tuple[int, Row]]:
 def _made(job: Job) -> Iterator[tuple[int, _Made]]:
     """Every row's picture as it will be stored, by position; those from the web as they arrive."""
     config = job.config
-    checked = ((position, _with_caption(row, config)) for position, row in _input_rows(job))
+    checked = ((position, with_caption(row, config)) for position, row in _input_rows(job))
     for position, row in with_pictures(checked, config.fetch, config.max_bytes):
         try:
             if row.problem is not None:
@@ -139,7 +132,7 @@ def _add(job: Job, tar: TarWriter, rows: _Rows, made: _Made) -> None:
         "caption": row.captions[0],
         "captions": list(row.captions),
         "row": made.position,
-        "source_key": _utf8(row.source_key),
+        "source_key": utf8(row.source_key),
         "url": _url(row),
         **made.meta,
     }
@@ -151,27 +144,6 @@ def _add(job: Job, tar: TarWriter, rows: _Rows, made: _Made) -> None:
         head[f"{suffix}_length"] = len(data)
     rows.kept.append(head)
     rows.extras.append(dict(row.extra))
-
-
-def _with_caption(row: Row, config: PrepareConfig) -> Row:
-    """The row, with a problem if it has no usable caption: then nothing is fetched for it."""
-    if row.problem is not None:
-        return row
-    try:
-        _check_captions(row.captions, config)
-    except Rejection as why:
-        return replace(row, problem=why)
-    return row
-
-
-def _check_captions(captions: Sequence[str], config: PrepareConfig) -> None:
-    if not captions:
-        raise Rejection("no_caption", "the row has no caption")
-    length = len(captions[0])
-    if length < config.min_caption:
-        raise Rejection("caption_too_short", f"{length} characters of {config.min_caption}")
-    if config.max_caption and length > config.max_caption:
-        raise Rejection("caption_too_long", f"{length} characters, max is {config.max_caption}")
 
 
 def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any]]:
@@ -205,9 +177,4 @@ def _metadata(rows: _Rows, extra: pa.Schema) -> pa.Table:
 
 
 def _url(row: Row) -> str | None:
-    return None if row.url is None else _utf8(row.url)
-
-
-def _utf8(text: str) -> str:
-    """The text without lone surrogates, which UTF-8 cannot hold."""
-    return text.encode("utf-8", "replace").decode()
+    return None if row.url is None else utf8(row.url)
