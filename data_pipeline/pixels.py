@@ -20,6 +20,7 @@ from data_pipeline.captions import with_caption
 from data_pipeline.config import PrepareConfig
 from data_pipeline.decode import Limits, decode
 from data_pipeline.fetch.rows import in_order, with_pictures
+from data_pipeline.jpeg import is_plain
 from data_pipeline.plan import ShardPlan
 from data_pipeline.row import Rejection, Row, rejected_row, utf8
 from data_pipeline.schema.dataset import (
@@ -152,9 +153,12 @@ def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any]]:
     limits = Limits(config.max_pixels, config.min_side, config.max_aspect)
     picture = decode(data, limits, lambda w, h: resize.needed_sides(mode, size, w, h))
     fitted = resize.fit(picture.pixels, mode, size, config.only_if_bigger)
-    jpeg = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(fitted), config.jpeg_quality, "RGB", config.chroma
-    )
+    if config.keep_jpeg and fitted.shape[:2] == (picture.height, picture.width) and is_plain(data):
+        jpeg = data
+    else:
+        jpeg = simplejpeg.encode_jpeg(
+            np.ascontiguousarray(fitted), config.jpeg_quality, "RGB", config.chroma
+        )
     stored = Image.fromarray(simplejpeg.decode_jpeg(jpeg))
     return jpeg, {
         "width": stored.width,
