@@ -22,6 +22,7 @@ from data_pipeline.cluster import cluster, run_bounded
 from data_pipeline.commits import is_done, publish
 from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import describe, embed_all, is_embedded
+from data_pipeline.fetch.lists import settled
 from data_pipeline.plan import ShardPlan, persist, plan_fingerprint
 from data_pipeline.schema.dataset import (
     DATASET_FILE,
@@ -84,6 +85,7 @@ def prepare_sources(
     bar: Progress | None = None,
 ) -> DatasetInfo:
     """`prepare` of what `scan` finds; it is given a folder for what must be listed."""
+    config = config.model_copy(update={"fetch": settled(config.fetch)})
     spec = None if clip == "none" else find_clip(clip)
     _check_target(out)
     with _removed_if_empty(out), Lease(out), work_folder(out) as work:

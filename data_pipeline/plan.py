@@ -16,12 +16,14 @@ from base.config import dump_config, fingerprint, load_config
 from base.errors import UserError
 from base.files import atomic_path, sha256_file, write_atomic
 from data_pipeline.config import PrepareConfig
-from data_pipeline.fetch.config import PACE
+from data_pipeline.fetch.config import LISTS, PACE
+from data_pipeline.fetch.lists import digests
 from data_pipeline.schema.dataset import CONFIG_FILE, MAX_SHARDS, PLAN_FILE, PLAN_SCHEMA
 from data_pipeline.sources import Source
 
 _NOTE = b"sources"
-_FREE = {f"fetch.{name}" for name in PACE}
+_LISTS = b"opt_out"
+_FREE = {f"fetch.{name}" for name in (*PACE, *LISTS)}
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def _write(
     note = json.dumps(_identity(sources), ensure_ascii=False)
     table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
     with atomic_path(root / PLAN_FILE) as temporary:
-        pq.write_table(table.replace_schema_metadata({_NOTE: note}), temporary)
+        used = {_LISTS: json.dumps(lists)} if (lists := digests(config.fetch)) else {}
+        pq.write_table(table.replace_schema_metadata({_NOTE: note, **used}), temporary)
     write_atomic(root / CONFIG_FILE, dump_config(config))  # last: its presence makes the plan
 
 
@@ -159,7 +162,20 @@ def _require_same(root: Path, sources: Sequence[Source], config: PrepareConfig) 
                 f"{root}: begun with {key} {old.get(key)!r}, now {value!r}; "
                 "use the old value or another --out"
             )
+    _require_same_lists(root, config)
     require_same_inputs(root, sources)
+
+
+def _require_same_lists(root: Path, config: PrepareConfig) -> None:
+    """Half of a DATASET must not be under another opt-out list than the other half."""
+    old = json.loads((_read(root).schema.metadata or {}).get(_LISTS, b"{}"))
+    new = digests(config.fetch)
+    for name in LISTS:
+        if old.get(name) != new.get(name):
+            raise UserError(
+                f"fetch.{name}: the list changed since {root} was begun; give the old one, or "
+                "begin with another --out"
+            )
 
 
 def _decisive(config: PrepareConfig) -> dict[str, Any]:
