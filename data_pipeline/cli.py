@@ -89,11 +89,17 @@ def prepare(
         typer.Argument(
             metavar="INPUT...",
             help="Folders of pairs; parquet/csv/tsv/jsonl tables with paths, bytes or URLs; "
-            "webdataset tars; or folders of them.",
+            "webdataset tars; or folders of them. Or published embeddings (npy and parquet).",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DATASET", help="Folder of the result.")],
-    clip: Annotated[str, typer.Option(metavar="CLIP", help=f"none; {_CLIP_HELP}")] = "none",
+    clip: Annotated[
+        str,
+        typer.Option(
+            metavar="CLIP",
+            help=f"none; {_CLIP_HELP} Of published embeddings: published:MODEL/WEIGHTS.",
+        ),
+    ] = "none",
     config: Annotated[
         Path | None, typer.Option(metavar="YAML", help="Sizes, caps and filters.")
     ] = None,

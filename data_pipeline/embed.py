@@ -134,6 +134,7 @@ def embed(
             if bar is not None:
                 bar.skip(info.kept)
             return info
+        require_pictures(dataset, info)
         with work_folder(dataset) as work, cluster(ray_address) as ray, StopFlag() as stop:
             pool = start_pool(ray, clip, settings, info.shards, stop)
             embed_all(ray, dataset, work, info.shards, pool, name, stop, bar)
@@ -158,6 +159,13 @@ def is_embedded(
     if known is None or not spec.is_for(known) or known.precision != precision:
         return False
     return all(is_done(root, shard, EMBEDDED, name) for shard in range(info.shards))
+
+
+def require_pictures(dataset: Path, info: DatasetInfo) -> None:
+    """Raises UserError where there are published embeddings alone: nothing else can be made."""
+    if info.clip is not None and info.clip.published:
+        whose = f"{info.clip.model} {info.clip.pretrained}"
+        raise UserError(f"{dataset}: holds embeddings of {whose} and no pictures to embed")
 
 
 def _check_name(name: str | None) -> None:

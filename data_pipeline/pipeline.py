@@ -23,6 +23,7 @@ from data_pipeline.cluster import cluster, cpus, run_bounded
 from data_pipeline.commits import is_done, publish
 from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import claim, embed_all, is_embedded
+from data_pipeline.fetch.lists import settled
 from data_pipeline.plan import ShardPlan, TooManyShards, persist, plan_fingerprint
 from data_pipeline.schema.dataset import (
     DATASET_FILE,
@@ -40,6 +41,7 @@ from data_pipeline.schema.dataset import (
     shard_name,
 )
 from data_pipeline.sources import Source
+from data_pipeline.vectors import make_vector_shard, used_clip, with_clip
 
 _LEAST_BYTES_PER_ROW = 4096  # headers and padding alone; a full disk later is told all the same
 _TASKS_PER_CPU = 2  # under way: one at work, one waiting
@@ -111,25 +113,26 @@ def prepare_sources(
     part: int | None = None,
 ) -> DatasetInfo:
     """`prepare` of what `scan` finds; it is given a folder for what must be listed."""
+    config = config.model_copy(update={"fetch": settled(config.fetch)})
     spec = None if clip == "none" else find_clip(clip)
     _check_target(out)
     with _removed_if_empty(out), Lease(out), work_folder(out) as work:
-        found = scan(work)
+        found = with_clip(out, scan(work), spec)
         shards = persist(out, found, config, part)
         if (info := _complete(out, spec, config)) is not None:
             if bar is not None:
                 bar.skip(info.input)
             return info
-        pool = None
+        pool, used = None, used_clip(found)
         with cluster(ray_address) as ray, StopFlag() as stop:
-            if spec is not None:
+            if spec is not None and used is None:
                 pool = start_pool(ray, clip, config.embed, len(shards), stop)
                 claim(out, len(shards), None, pool.info)
             _make_shards(ray, out, work, found, shards, config, pool, stop, bar)
             _require_kept(out, len(shards))
             if pool is not None:  # what an earlier run made without a CLIP
                 embed_all(ray, out, work, len(shards), pool, None, stop)
-        return _finish(out, shards, config, None if pool is None else pool.info)
+        return _finish(out, shards, config, used if pool is None else pool.info)
 
 
 @contextmanager
@@ -208,7 +211,8 @@ def _shard_task(
     from data_pipeline.pixels import Job, make_shard
 
     attempt = new_attempt(work, plan.shard)
-    return attempt, make_shard(Job(plan, *shared), attempt)
+    make = make_shard if used_clip(shared[0]) is None else make_vector_shard
+    return attempt, make(Job(plan, *shared), attempt)
 
 
 def _commits(out: Path, shards: int) -> Iterator[Commit]:
@@ -234,11 +238,12 @@ def _finish(
     out: Path, shards: Sequence[ShardPlan], config: PrepareConfig, clip: ClipInfo | None
 ) -> DatasetInfo:
     """Writes the totals; dataset.json last, because its presence says that all is there."""
+    pictures = clip is None or not clip.published
     sizes: dict[str, int] = {}
     totals: Counter[str] = Counter()
     for commit in _commits(out, len(shards)):
         totals.update(input=commit.input, kept=commit.kept, rejected=commit.rejected)
-        if commit.kept:
+        if commit.kept and pictures:
             sizes[f"{shard_name(commit.shard)}.tar"] = commit.kept
     write_json(out / SIZES_FILE, sizes)
     info = DatasetInfo(
@@ -247,7 +252,7 @@ def _finish(
         kept=totals["kept"],
         rejected=totals["rejected"],
         shards=len(shards),
-        image_size=config.image_size,
+        image_size=config.image_size if pictures else 0,
         plan_fingerprint=plan_fingerprint(out),
         clip=clip,
     )

@@ -16,14 +16,17 @@ from base.config import dump_config, fingerprint, load_config
 from base.errors import UserError
 from base.files import atomic_path, sha256_file, write_atomic
 from data_pipeline.config import EmbedConfig, PrepareConfig
-from data_pipeline.fetch.config import PACE
+from data_pipeline.fetch.config import LISTS, PACE
+from data_pipeline.fetch.lists import digests
 from data_pipeline.schema.dataset import CONFIG_FILE, MAX_SHARDS, PLAN_FILE, PLAN_SCHEMA
 from data_pipeline.sources import Source
 
 _NOTE = b"sources"
 _FIRST_ROW = b"first_row"  # of a part's plan: where it begins in the whole input
-# What a run that goes on may change; which CLIP embeddings are of is recorded beside them.
-_FREE = {f"fetch.{name}" for name in PACE} | {f"embed.{name}" for name in EmbedConfig.model_fields}
+_LISTS = b"opt_out"
+# What a run that goes on may change. Of lists their content is recorded, of embeddings whose.
+_FREE = {f"fetch.{name}" for name in (*PACE, *LISTS)}
+_FREE |= {f"embed.{name}" for name in EmbedConfig.model_fields}
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,8 @@ def _write(
         notes = {_NOTE: note}
         if shards[0].first_row:
             notes[_FIRST_ROW] = str(shards[0].first_row)
+        if lists := digests(config.fetch):
+            notes[_LISTS] = json.dumps(lists)
         pq.write_table(table.replace_schema_metadata(notes), temporary)
     write_atomic(root / CONFIG_FILE, dump_config(config))  # last: its presence makes the plan
 
@@ -182,7 +187,20 @@ def _require_same(root: Path, sources: Sequence[Source], config: PrepareConfig) 
                 f"{root}: begun with {key} {old.get(key)!r}, now {value!r}; "
                 "use the old value or another --out"
             )
+    _require_same_lists(root, config)
     require_same_inputs(root, sources)
+
+
+def _require_same_lists(root: Path, config: PrepareConfig) -> None:
+    """Half of a DATASET must not be under another opt-out list than the other half."""
+    old = json.loads((_read(root).schema.metadata or {}).get(_LISTS, b"{}"))
+    new = digests(config.fetch)
+    for name in LISTS:
+        if old.get(name) != new.get(name):
+            raise UserError(
+                f"fetch.{name}: the list changed since {root} was begun; give the old one, or "
+                "begin with another --out"
+            )
 
 
 def _decisive(config: PrepareConfig) -> dict[str, Any]:

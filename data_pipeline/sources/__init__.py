@@ -9,10 +9,14 @@ from pathlib import Path
 from base.errors import NothingUsable, UserError
 from data_pipeline.config import ColumnsConfig
 from data_pipeline.row import Row
-from data_pipeline.sources import pairs, tables, tars, texts
+from data_pipeline.sources import embeddings, img2dataset, pairs, tables, tars, texts
 from data_pipeline.sources.source import Source
 
 __all__ = ["Source", "read", "scan"]
+
+_TFRECORD = (
+    "{}: tfrecords are not read; expected img2dataset's output_format webdataset, files or parquet"
+)
 
 
 def scan(
@@ -20,9 +24,10 @@ def scan(
 ) -> list[Source]:
     """The inputs' sources in argument order; what must be listed is listed under `work`.
 
-    A folder is one of pairs when it has a captions table; otherwise its tars, or else its tables of
-    one kind, are the sources in the order of their names; otherwise it is one of pairs. One that
-    holds pairs as well as tars or parquet files is refused.
+    A folder is one of pairs when it has a captions table; otherwise its tars, or else its image
+    embeddings, or else its tables of one kind, are the sources in the order of their names;
+    otherwise it is one of pairs. One that holds pairs as well as tars or parquet files is refused,
+    unless these are img2dataset's records of the pairs.
 
     Raises:
         UserError: an input is missing or unreadable.
@@ -36,7 +41,7 @@ def scan(
             raise UserError(f"{given}: no such file or folder")
         for found in _members(path):
             listing = work / "listings" / f"{next(numbers):05d}.parquet"
-            name = str(given) if found == path else str(Path(given) / found.name)
+            name = str(given) if found == path else str(Path(given) / found.relative_to(path))
             try:
                 sources.append(_scan_one(found, name, listing, named or ColumnsConfig()))
             except OSError as error:
@@ -49,11 +54,15 @@ def scan(
 def _members(path: Path) -> list[Path]:
     if not path.is_dir() or any((path / name).is_file() for name in pairs.TABLES):
         return [path]
+    if not any(path.glob("*.tar")) and (vectors := embeddings.members(path)):
+        return vectors
+    if any(path.glob("*.tfrecord")):
+        raise UserError(_TFRECORD.format(path))
     for suffix in (".tar", ".parquet", *texts.SUFFIXES):
         found = sorted(p for p in path.iterdir() if _is_a(p, suffix) and p.is_file())
         if found:
             if (pair := pairs.first_pair(path)) is not None:
-                if suffix in texts.SUFFIXES:  # notes beside the pairs
+                if suffix in texts.SUFFIXES or _are_records(found):  # notes beside the pairs
                     return [path]
                 raise UserError(
                     f"{path}: holds both {found[0].name} and pairs ({pair}); move one of them, or "
@@ -61,6 +70,10 @@ def _members(path: Path) -> list[Path]:
                 )
             return found
     return [path]
+
+
+def _are_records(found: list[Path]) -> bool:
+    return found[0].suffix == ".parquet" and img2dataset.are_records(found)
 
 
 def _is_a(path: Path, suffix: str) -> bool:
@@ -74,10 +87,19 @@ def _scan_one(path: Path, name: str, listing: Path, named: ColumnsConfig) -> Sou
         return tables.scan(path, name, listing, named)
     if path.suffix == ".tar":
         return tars.scan(path, name, listing)
+    if path.suffix == embeddings.SUFFIX:
+        return embeddings.scan(path, name, named)
+    if path.suffix == ".tfrecord":
+        raise UserError(_TFRECORD.format(name))
     raise UserError(f"{name}: expected a folder, a .tar, or a table ({', '.join(tables.SUFFIXES)})")
 
 
-_READERS = {"pairs": pairs.read, "tar": tars.read, "table": tables.read}
+_READERS = {
+    "pairs": pairs.read,
+    "tar": tars.read,
+    "table": tables.read,
+    "embeddings": embeddings.read,
+}
 
 
 def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:

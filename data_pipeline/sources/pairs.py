@@ -15,6 +15,7 @@ import pyarrow as pa
 from base.errors import NothingUsable, UserError
 from data_pipeline import columns
 from data_pipeline.row import Rejection, Row
+from data_pipeline.sources import img2dataset
 from data_pipeline.sources.source import (
     INFER_ROWS,
     Source,
@@ -73,7 +74,11 @@ def scan(folder: Path, name: str, listing: Path) -> Source:
     known = set(pictures)
     left_out = len(files) - len(texts) - len(pictures) - sum(path in files for path in TABLES)
     left_out -= sum(path.endswith(".json") and path not in known for path in files)
-    notes = (f"{name}: files without a caption, left out: {left_out}",) if left_out > 0 else ()
+    records = img2dataset.records(folder)
+    left_out -= sum(record not in TABLES for record in records)
+    notes = [f"{name}: files without a caption, left out: {left_out}"] if left_out > 0 else []
+    if records:
+        notes.append(f"{name}: passed over, img2dataset's records of the pairs: {len(records)}")
     return Source(
         kind="pairs",
         name=name,
@@ -82,7 +87,7 @@ def scan(folder: Path, name: str, listing: Path) -> Source:
         fingerprint=_fingerprint(folder, table, captions),
         table=write_listing(listing, table.schema, table.to_batches()),
         extra=extra,
-        notes=notes,
+        notes=tuple(notes),
     )
 
 

@@ -19,7 +19,7 @@ from base.files import sha256_file
 from data_pipeline import columns
 from data_pipeline.config import ColumnsConfig
 from data_pipeline.row import Rejection, Row
-from data_pipeline.sources import texts
+from data_pipeline.sources import img2dataset, texts
 from data_pipeline.sources.source import (
     INFER_ROWS,
     Source,
@@ -172,7 +172,7 @@ def scan(path: Path, name: str, listing: Path, named: ColumnsConfig = _BY_NAME) 
         UserError: it cannot be read, or lacks a column for captions or pictures.
     """
     if path.suffix == ".parquet":
-        table, print_ = str(path.absolute()), _parquet_fingerprint(path)
+        table, print_ = str(path.absolute()), parquet_fingerprint(path)
     else:
         table = write_listing(listing, *texts.blocks(path, _TEXT))
         print_ = sha256_file(path)
@@ -193,7 +193,7 @@ def other_columns(schema: pa.Schema, roles: Roles) -> pa.Schema:
     return pa.schema([field for field in schema if field.name not in roles.consumed])
 
 
-def _parquet_fingerprint(path: Path) -> str:
+def parquet_fingerprint(path: Path) -> str:
     """Hash of size and footer: the footer holds every chunk's place, size and statistics."""
     try:
         with path.open("rb") as file:
@@ -252,7 +252,7 @@ def _row(source: Source, roles: Roles, row: dict[str, Any], position: int, max_b
         if row.get(texts.BAD):
             raise Rejection("bad_row", row[texts.BAD])
         extra = {name: row[name] for name in row if name not in roles.consumed}
-        captions = [item for name in roles.captions for item in _listed(row[name])]
+        captions = [item for name in roles.captions for item in listed(row[name])]
         if roles.sidecar and row[roles.sidecar]:
             sidecar = parse_sidecar(row[roles.sidecar], roles.sidecar)
             captions += take_captions(sidecar)
@@ -262,13 +262,14 @@ def _row(source: Source, roles: Roles, row: dict[str, Any], position: int, max_b
         if not (roles.path or roles.image):
             if not url:
                 raise Rejection("no_image", "the row has no address")
-            return Row(key, None, found, url, extra, expected=_expected(roles, row))
+            return Row(key, None, found, url, extra, expected=expected_hashes(roles, row))
         return Row(key, _picture(source, roles, row, max_bytes), found, url, extra)
     except Rejection as problem:
         return Row(key, url=url, problem=problem)
 
 
-def _expected(roles: Roles, row: Mapping[str, Any]) -> dict[str, str]:
+def expected_hashes(roles: Roles, row: Mapping[str, Any]) -> dict[str, str]:
+    """md5 and sha256 of the picture, where the row has them."""
     found = {}
     for name, column in roles.hashes.items():
         value = row[column]
@@ -277,7 +278,8 @@ def _expected(roles: Roles, row: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """A caption column's value as a list."""
     return value if isinstance(value, list) else [value]
 
 
@@ -291,7 +293,8 @@ def _picture(source: Source, roles: Roles, row: dict[str, Any], max_bytes: int) 
             raise Rejection("too_many_bytes", f"{len(data)} bytes, the cap is {max_bytes}")
         return bytes(data)
     if not isinstance(path, str) or not path or "\0" in path:
-        raise Rejection("no_image" if not path else "bad_path", "the row names no picture")
+        told = img2dataset.why_not(row) or "the row names no picture"
+        raise Rejection("no_image" if not path else "bad_path", told)
     return read_file(Path(source.path).parent / path, path, max_bytes)
 
 

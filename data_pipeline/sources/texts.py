@@ -7,19 +7,19 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.csv
 
 from base.errors import UserError
 from data_pipeline import columns
+from data_pipeline.sources import delimited
 from data_pipeline.sources.source import LISTING_ROWS
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 PACKED = (".gz", ".zst")
 BAD = "__bad__"  # of a block: what is wrong with a row's line, where that is known already
-_LONGEST_LINE = 64 << 20
+_LONGEST_LINE = delimited.LONGEST_LINE
 
 Blocks = tuple[pa.Schema, Iterator[pa.RecordBatch]]
 
@@ -36,11 +36,11 @@ def blocks(path: Path, text: set[str]) -> Blocks:
         UserError: the file cannot be read as what its name says.
     """
     try:
-        with pa.input_stream(str(path), compression="detect") as file:
+        with _opened(path) as file:
             if not file.read(1):
                 raise UserError(f"{path}: is empty")
         return _json_lines(path) if kind_of(path) == ".jsonl" else _csv(path, text)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, delimited.HeaderError) as error:
         raise cannot_be_read(path, error) from error
 
 
@@ -51,19 +51,12 @@ def cannot_be_read(path: Path, error: Exception) -> UserError:
 
 def _csv(path: Path, text: set[str]) -> Blocks:
     delimiter = "\t" if kind_of(path) == ".tsv" else ","
-    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    header = pa.csv.open_csv(path, parse_options=parse).schema.names
-    types = {name: pa.string() for name in header if name.lower() in text}
-    convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
-    reader = pa.csv.open_csv(path, parse_options=parse, convert_options=convert)
+    return delimited.blocks(lambda: _opened(path), delimiter, text, BAD)
 
-    def rows() -> Iterator[pa.RecordBatch]:
-        try:
-            yield from reader
-        except pa.ArrowException as error:
-            raise cannot_be_read(path, error) from error
 
-    return reader.schema, rows()
+def _opened(path: Path) -> BinaryIO:
+    """The file's bytes, unpacked."""
+    return io.BufferedReader(pa.input_stream(str(path), compression="detect"))
 
 
 def _json_lines(path: Path) -> Blocks:
@@ -104,7 +97,7 @@ def _is_list_of_text(value: Any) -> bool:
 
 def _objects(path: Path) -> Iterator[dict[str, Any] | str]:
     """The object of each line, or what is wrong with it; blank lines are none."""
-    with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as file:
+    with _opened(path) as file:
         while line := file.readline(_LONGEST_LINE):
             too_long = len(line) == _LONGEST_LINE and not line.endswith(b"\n")
             if too_long:
