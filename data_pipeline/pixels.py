@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import imagehash
 import numpy as np
 import pyarrow as pa
 import simplejpeg
-from PIL import Image
 
 from data_pipeline import columns, resize, sources
 from data_pipeline.config import PrepareConfig
 from data_pipeline.decode import Limits, decode
 from data_pipeline.fetch.rows import in_order, with_pictures
+from data_pipeline.phash import phash
 from data_pipeline.plan import ShardPlan
 from data_pipeline.row import Rejection, Row
 from data_pipeline.schema.dataset import (
@@ -54,6 +53,7 @@ class Job:
 class _Rows:
     """What the shard's tables will hold."""
 
+    names: columns.Names
     kept: list[dict[str, Any]] = field(default_factory=list)
     extras: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -75,7 +75,7 @@ def make_shard(job: Job, attempt: Path) -> Commit:
 
     Equal inputs, config and versions give equal bytes.
     """
-    rows = _Rows()
+    rows = _Rows(columns.Names.of(metadata_schema(job.extra), job.extra))
     shard = job.plan.shard
     root = Path()
     tar = TarWriter(attempt / tar_path(root, shard).name)
@@ -143,7 +143,7 @@ def _add(job: Job, tar: TarWriter, rows: _Rows, made: _Made) -> None:
         "url": _url(row),
         **made.meta,
     }
-    rest = columns.renamed(row.extra, metadata_schema(job.extra), job.extra)
+    rest = columns.renamed(row.extra, rows.names)
     text = row.captions[0].encode()
     body = columns.json_text({**head, **rest}).encode("utf-8", "replace")
     for suffix, data in (("jpg", jpeg), ("txt", text), ("json", body)):
@@ -183,14 +183,14 @@ def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any]]:
     jpeg = simplejpeg.encode_jpeg(
         np.ascontiguousarray(fitted), config.jpeg_quality, "RGB", config.chroma
     )
-    stored = Image.fromarray(simplejpeg.decode_jpeg(jpeg))
+    stored = simplejpeg.decode_jpeg(jpeg, "RGBX")  # [H, W, 4]: as Pillow holds it, not copied
     return jpeg, {
-        "width": stored.width,
-        "height": stored.height,
+        "width": stored.shape[1],
+        "height": stored.shape[0],
         "original_width": picture.width,
         "original_height": picture.height,
         "sha256": hashlib.sha256(data).hexdigest(),
-        "phash": str(imagehash.phash(stored)),
+        "phash": phash(stored),
     }
 
 
