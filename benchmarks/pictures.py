@@ -143,9 +143,8 @@ def main() -> None:
     options = parser.parse_args()
     made = list(jpegs(options.count, photos=options.pictures))
     low, median, high = np.percentile([len(data) for data in made], (5, 50, 95)).tolist()
-    print(
-        f"{len(made)} JPEGs of {SIDE}²: {low:,.0f} / {median:,.0f} / {high:,.0f} bytes (5, 50, 95 %)"
-    )
+    sizes = f"{low:,.0f} / {median:,.0f} / {high:,.0f}"
+    print(f"{len(made)} JPEGs of {SIDE}²: {sizes} bytes (5, 50, 95 %)")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         for index, data in enumerate(made):
