@@ -63,7 +63,9 @@ def main() -> int:
         share = 60 * options.minutes / len(options.kinds)
         tallies.append(run(kind, options.seed, share, options.keep, options.evil))
         last = tallies[-1]
-        print(kind, f"{last.cases:,}", dict(last.outcomes.most_common()), *last.failures, flush=True)
+        print(
+            kind, f"{last.cases:,}", dict(last.outcomes.most_common()), *last.failures, flush=True
+        )
     command = f"python -m benchmarks.soak --minutes {options.minutes:g} --seed {options.seed}"
     command += " --evil DIR" if options.evil else ""
     page = report(tallies, options.seed, options.minutes, command)
