@@ -3,9 +3,9 @@
 `make peers`, then `python -m benchmarks.prepare_peers [--count N] [--clip nano small]`. JPEGs of
 512² are served on the loopback interface by a process of its own, resized to 256² with a centre
 crop at quality 95, and embedded by a CLIP with the same weights. Every tool runs as the command
-that its users give, over a third of the addresses and over all of them, in turns; the rate is the
-slope between the two (medians, after a first run that is not counted), so that imports, Ray's start and the loading of models count for
-nobody. The totals count them.
+that its users give, over a third of the addresses and over all of them, in turns, after a first
+round that is not counted. The rate is the slope between the two (medians), so that imports, Ray's
+start and the loading of models count for nobody; the totals count them.
 """
 
 from __future__ import annotations

@@ -20,21 +20,22 @@ def report(tallies: Sequence[Tally], seed: int, minutes: float, command: str) ->
     """The page: what ran, with what, and what became of it."""
     failures = [line for tally in tallies for line in tally.failures]
     versions = ", ".join(f"{name} {version(name)}" for name in _VERSIONS)
+    day = f"{datetime.now(timezone.utc):%Y-%m-%d}"
+    cases = sum(tally.cases for tally in tallies)
     lines = [
         "# Soak",
         "",
-        "Damaged files of every kind, made from a seed, go through `decode` and `resize.fit`, or are",
-        "scanned and read to their end as inputs. A case fails when its process dies, when it raises",
-        f"what is no rejection, when it takes more than {MEGABYTES} MB or {SECONDS:.0f} s.",
-        "This page was written by",
+        "Damaged files of every kind, made from a seed, go through `decode` and `resize.fit`, or",
+        "are scanned and read to their end as inputs. A case fails when its process dies, when it",
+        "raises what is no rejection, when it takes more than",
+        f"{MEGABYTES} MB or {SECONDS:.0f} s. This page was written by",
         "",
         "```text",
         command,
         "```",
         "",
-        f"on {datetime.now(timezone.utc):%Y-%m-%d}, Python {platform.python_version()}, {versions};",
-        f"seed {seed}, {minutes:g} minutes, {sum(t.cases for t in tallies):,} cases, "
-        f"{len(failures)} failures.",
+        f"on {day}, Python {platform.python_version()}, {versions};",
+        f"seed {seed}, {minutes:g} minutes, {cases:,} cases, {len(failures)} failures.",
         "",
         "| kind | cases | outcomes | most memory | slowest |",
         "|---|---|---|---|---|",

@@ -60,7 +60,7 @@ def _damage(data: bytearray, chance: random.Random, whole: list[bytes]) -> None:
 
 
 def outcome(kind: str, data: bytes, number: int, folder: Path) -> str:
-    """`kept`, a reason of REASONS, `rows`, or `refused` with one line; everything else is raised."""
+    """`kept`, a reason of REASONS, `rows`, or `refused` with one line; all else is raised."""
     if kind in PICTURES:
         return _picture(data, _MODES[number % len(_MODES)])
     return _input(data, folder / f"input{SUFFIX[kind]}{'.gz' if data[:2] == _GZIP else ''}")
@@ -73,12 +73,17 @@ def _picture(data: bytes, mode: Mode) -> str:
     try:
         picture = decode(data, _LIMITS, lambda w, h: resize.needed_sides(mode, _SIZE, w, h))
     except Rejection as why:
-        assert why.reason in REASONS, why.reason
-        return why.reason
+        return _known(why)
     fitted = resize.fit(picture.pixels, mode, _SIZE, only_if_bigger=False)
-    assert fitted.dtype == "uint8" and fitted.ndim == 3 and fitted.shape[2] == 3, fitted.shape
-    assert min(fitted.shape) > 0, fitted.shape
+    if fitted.dtype != "uint8" or fitted.ndim != 3 or fitted.shape[2] != 3 or not fitted.size:
+        raise AssertionError(f"no picture: {fitted.dtype} {fitted.shape}")
     return "kept"
+
+
+def _known(why: Rejection) -> str:
+    if why.reason not in REASONS:
+        raise AssertionError(f"unknown reason {why.reason}")
+    return why.reason
 
 
 def _input(data: bytes, path: Path) -> str:
@@ -90,8 +95,10 @@ def _input(data: bytes, path: Path) -> str:
             rows = list(sources.read(source, 0, source.rows, _MAX_BYTES))
             assert len(rows) == source.rows, f"{len(rows)} rows of {source.rows}"
             for row in rows:
-                assert row.problem is None or row.problem.reason in REASONS
+                if row.problem is not None:
+                    _known(row.problem)
     except (UserError, NothingUsable) as error:
-        assert "\n" not in str(error), "more than one line"
+        if "\n" in str(error):
+            raise AssertionError("more than one line") from error
         return "refused"
     return "rows"
