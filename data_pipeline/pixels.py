@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import imagehash
 import numpy as np
 import pyarrow as pa
 import simplejpeg
-from PIL import Image
 
 from data_pipeline import columns, resize, sources
 from data_pipeline.captions import with_caption
@@ -25,6 +23,7 @@ from data_pipeline.embed import with_columns, write_rows
 from data_pipeline.features import ShardFeatures
 from data_pipeline.fetch.rows import in_order, with_pictures
 from data_pipeline.jpeg import is_plain
+from data_pipeline.phash import phash
 from data_pipeline.plan import ShardPlan
 from data_pipeline.row import Rejection, Row, rejected_row, utf8
 from data_pipeline.schema.dataset import (
@@ -62,6 +61,7 @@ class Job:
 class _Rows:
     """What the shard's tables will hold."""
 
+    names: columns.Names
     kept: list[dict[str, Any]] = field(default_factory=list)
     extras: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -84,7 +84,7 @@ def make_shard(job: Job, attempt: Path) -> Commit:
 
     Equal inputs, config and versions give equal bytes.
     """
-    rows = _Rows()
+    rows = _Rows(columns.Names.of(metadata_schema(job.extra), job.extra))
     shard = job.plan.shard
     root = Path()
     features = ShardFeatures(job.pool, shard, f"shard {shard}") if job.pool else None
@@ -135,7 +135,7 @@ def _made(job: Job) -> Iterator[tuple[int, _Made]]:
                 raise row.problem
             assert row.image is not None, "with_pictures leaves no row without"
             jpeg, meta, stored = _encode(row.image, config)
-            crop = None if job.pool is None else job.pool.crop(stored)
+            crop = None if job.pool is None else job.pool.crop(stored[..., :3])
             yield position, _Made(position, row, jpeg, meta, crop, None)
         except Rejection as why:
             yield position, _Made(position, row, b"", {}, None, why)
@@ -154,7 +154,7 @@ def _add(job: Job, tar: TarWriter, rows: _Rows, made: _Made) -> None:
         "url": _url(row),
         **made.meta,
     }
-    rest = columns.renamed(row.extra, metadata_schema(job.extra), job.extra)
+    rest = columns.renamed(row.extra, rows.names)
     text = row.captions[0].encode()
     body = columns.json_text({**head, **rest}).encode("utf-8", "replace")
     for suffix, data in (("jpg", jpeg), ("txt", text), ("json", body)):
@@ -165,7 +165,7 @@ def _add(job: Job, tar: TarWriter, rows: _Rows, made: _Made) -> None:
 
 
 def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any], Pixels]:
-    """The stored JPEG, what metadata says of picture and source, and the stored pixels."""
+    """The stored JPEG, what metadata says of picture and source, and the pixels [H, W, 4]."""
     mode, size = config.mode, config.image_size
     limits = Limits(config.max_pixels, config.min_side, config.max_aspect)
     picture = decode(data, limits, lambda w, h: resize.needed_sides(mode, size, w, h))
@@ -176,14 +176,14 @@ def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any], 
         jpeg = simplejpeg.encode_jpeg(
             np.ascontiguousarray(fitted), config.jpeg_quality, "RGB", config.chroma
         )
-    stored = simplejpeg.decode_jpeg(jpeg)
+    stored = simplejpeg.decode_jpeg(jpeg, "RGBX")  # [H, W, 4]: as Pillow holds it, not copied
     meta = {
         "width": stored.shape[1],
         "height": stored.shape[0],
         "original_width": picture.width,
         "original_height": picture.height,
         "sha256": hashlib.sha256(data).hexdigest(),
-        "phash": str(imagehash.phash(Image.fromarray(stored))),
+        "phash": phash(stored),
     }
     return jpeg, meta, stored
 
