@@ -118,7 +118,7 @@ def parts(table: Path, count: int) -> list[tuple[str, float]]:
     clock.watch("parquet", pixels, "write_parquet")
     clock.watch("columns", pixels, "_metadata")
     clock.watch("rows of tar and tables", pixels, "_add")
-    clock.watch("captions", pixels, "_with_caption")
+    clock.watch("captions", pixels, "with_caption")
     decode_jpeg = clock.timed("decode: DCT-scaled", simplejpeg.decode_jpeg)
     stored = clock.timed("decode: stored JPEG", simplejpeg.decode_jpeg)
 
