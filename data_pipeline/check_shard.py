@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import simplejpeg
 from PIL import Image
 
-from data_pipeline.embed import CLIP_NOTE, cosine
+from data_pipeline.embed import CLIP_NOTE
+from data_pipeline.features import cosine
 from data_pipeline.schema.dataset import (
     EMBEDDING_COLUMNS,
     MAX_EMBEDDING_NORM_ERROR,

@@ -110,10 +110,17 @@ def prepare(
     """Make a DATASET, or go on with one: shards, metadata, and embeddings if CLIP is given."""
     from base.config import load_config
     from data_pipeline.config import PrepareConfig
-    from data_pipeline.pipeline import prepare as run
+    from data_pipeline.pipeline import prepare_parts
 
     settings = load_config(config or Path(os.devnull), PrepareConfig, overrides or [])
-    _tell(out, run(inputs, out, clip, settings, ray_address=ray_address), json)
+    made = prepare_parts(inputs, out, clip, settings, ray_address=ray_address)
+    if not json:
+        for place, info in made:
+            _tell(place, info)
+    elif len(parts := list(made)) == 1:
+        emit_json(parts[0][1].to_json())
+    else:
+        emit_json({"parts": {str(place): info.to_json() for place, info in parts}})
 
 
 @app.command(epilog="Example: unclip data retry dataset --out dataset-2")
@@ -133,17 +140,18 @@ def retry(
 
     read_dataset(dataset)
     settings = load_config(dataset / CONFIG_FILE, PrepareConfig, overrides or [])
-    _tell(out, run(dataset, out, clip, settings, ray_address=ray_address), json)
-
-
-def _tell(out: Path, info: DatasetInfo, json: bool) -> None:
+    info = run(dataset, out, clip, settings, ray_address=ray_address)
     if json:
         emit_json(info.to_json())
     else:
-        typer.echo(
-            f"{out}: {info.kept} of {info.input} kept, {info.rejected} rejected, "
-            f"{info.shards} shards, CLIP {info.clip.model if info.clip else 'none'}"
-        )
+        _tell(out, info)
+
+
+def _tell(out: Path, info: DatasetInfo) -> None:
+    typer.echo(
+        f"{out}: {info.kept} of {info.input} kept, {info.rejected} rejected, "
+        f"{info.shards} shards, CLIP {info.clip.model if info.clip else 'none'}"
+    )
 
 
 @app.command(epilog="Example: unclip data embed dataset --clip random:1 --as second")
@@ -154,13 +162,20 @@ def embed(
         str | None,
         typer.Option("--as", metavar="NAME", help="Write a further set, embeddings/NAME."),
     ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override, such as precision=bf16."),
+    ] = None,
     ray_address: _Ray = None,
     json: _Json = False,
 ) -> None:
     """Add CLIP embeddings to a DATASET made with `--clip none`, or a second set to any."""
+    from base.config import load_config
+    from data_pipeline.config import EmbedConfig
     from data_pipeline.embed import embed as run
 
-    info = run(dataset, clip, name, ray_address=ray_address)
+    settings = load_config(Path(os.devnull), EmbedConfig, overrides or [])
+    info = run(dataset, clip, name, settings, ray_address=ray_address)
     if json:
         emit_json(info.to_json())
     else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import open_clip
 import torch
-from PIL import Image
 
 from base.config import fingerprint
 from base.errors import UserError
 from base.files import sha256_file
 from data_pipeline.clip_spec import FORMS, ClipSpec, find_clip
+from data_pipeline.config import Precision
+from data_pipeline.crop import Crop
 from data_pipeline.schema.dataset import ClipInfo
 
 _CONTEXT = 77
@@ -34,57 +36,92 @@ class Clip:
 
     info: ClipInfo
     model: torch.nn.Module
-    preprocess: Callable[[Image.Image], torch.Tensor]
+    crop: Crop  # the first half of the preprocessing: pixels of the sides that the model takes
+    mean: torch.Tensor  # [3, 1, 1]
+    std: torch.Tensor  # [3, 1, 1]
     tokenize: Callable[[list[str]], torch.Tensor]
     device: torch.device
 
     def images(self, pictures: list[npt.NDArray[np.uint8]]) -> torch.Tensor:
         """Raw image features of RGB pictures [H, W, 3], float32 [n, D]."""
-        batch = torch.stack([self.preprocess(Image.fromarray(item)) for item in pictures])
-        features: torch.Tensor = self.model.encode_image(batch.to(self.device))  # type: ignore[operator]
+        return self.crops(np.stack([self.crop(picture) for picture in pictures]))
+
+    def crops(self, crops: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Raw image features of pictures as `crop` gives them [n, H, W, 3], float32 [n, D]."""
+        pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)  # [n, 3, H, W]
+        batch = pixels.to(torch.float32).div(255).sub_(self.mean).div_(self.std)
+        dtype = open_clip.get_input_dtype(self.info.precision)
+        with self._casting():
+            features: torch.Tensor = self.model.encode_image(batch.to(dtype))  # type: ignore[operator]
         return features.float()
 
     def texts(self, captions: list[str]) -> torch.Tensor:
         """Raw text features, float32 [n, D]."""
         tokens = self.tokenize(captions).to(self.device)
-        features: torch.Tensor = self.model.encode_text(tokens)  # type: ignore[operator]
+        with self._casting():
+            features: torch.Tensor = self.model.encode_text(tokens)  # type: ignore[operator]
         return features.float()
 
+    def _casting(self) -> AbstractContextManager[Any]:
+        """What open_clip's amp precisions mean: weights stay float32, products do not."""
+        if not self.info.precision.startswith("amp"):
+            return nullcontext()
+        low = torch.bfloat16 if self.info.precision == "amp_bf16" else torch.float16
+        return torch.autocast(self.device.type, low)
 
-def load_clip(text: str, device: str = "cpu") -> Clip:
-    """The CLIP that `text` names, in eval mode and float32.
+
+def load_clip(text: str, device: str = "cpu", precision: Precision = "fp32") -> Clip:
+    """The CLIP that `text` names, in eval mode.
 
     Raises:
         UserError: `text` has no known form, or its files are missing, unsafe or do not fit.
     """
     spec = find_clip(text)
-    if spec.kind == "random":
-        return _random(spec, device)
-    return _from_folder(spec, device) if spec.kind == "folder" else _named(spec, device)
+    load = {"random": _random, "folder": _from_folder, "named": _named}[spec.kind]
+    model, tokenizer, config, digest = load(spec, precision)
+    model.eval().to(device)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    dim = _text_dim(model, tokenizer, device)
+    config = dict(config)
+    info = ClipInfo(spec.model, spec.label, digest, fingerprint(config), dim, precision)
+    mean, std = (_channels(config[name], device) for name in ("mean", "std"))
+    return Clip(info, model, Crop.of(config), mean, std, tokenizer, torch.device(device))
 
 
-def _random(spec: ClipSpec, device: str) -> Clip:
+# Model, tokenizer, preprocessing config, SHA-256 of the weights.
+_Loaded = tuple[Any, Any, Mapping[str, Any], str]
+
+
+def _random(spec: ClipSpec, precision: Precision) -> _Loaded:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(spec.label.removeprefix("random:")))
-        model = open_clip.CLIP(**_RANDOM_MODEL)
+        cast = open_clip.get_cast_dtype(precision)
+        model = open_clip.CLIP(**_RANDOM_MODEL, cast_dtype=cast)
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    low = open_clip.get_input_dtype(precision)
+    if precision.startswith("pure"):
+        model.to(low)
+    elif low is not None:
+        open_clip.model.convert_weights_to_lp(model, low)
     tokenizer = open_clip.SimpleTokenizer(context_length=_CONTEXT)
     config = asdict(open_clip.transform.PreprocessCfg(size=64))
-    return _clip(spec, model, tokenizer, config, digest.hexdigest(), device)
+    return model, tokenizer, config, digest.hexdigest()
 
 
-def _from_folder(spec: ClipSpec, device: str) -> Clip:
+def _from_folder(spec: ClipSpec, precision: Precision) -> _Loaded:
     assert spec.weights is not None
     name = f"local-dir:{spec.weights.parent}"
-    model = _created(name, lambda: open_clip.create_model(name, weights_only=True))
+    model = _created(
+        name, lambda: open_clip.create_model(name, precision=precision, weights_only=True)
+    )
     tokenizer = open_clip.get_tokenizer(name)
-    digest = sha256_file(spec.weights)
-    return _clip(spec, model, tokenizer, model.visual.preprocess_cfg, digest, device)
+    return model, tokenizer, model.visual.preprocess_cfg, sha256_file(spec.weights)
 
 
-def _named(spec: ClipSpec, device: str) -> Clip:
+def _named(spec: ClipSpec, precision: Precision) -> _Loaded:
     name = spec.model
     if name not in open_clip.list_models():
         raise UserError(f"clip: open_clip has no model {name!r}; expected {FORMS}")
@@ -97,11 +134,13 @@ def _named(spec: ClipSpec, device: str) -> Clip:
             )
         path = Path(_created(spec.label, lambda: open_clip.download_pretrained(entry)))
     model = _created(
-        str(path), lambda: open_clip.create_model(name, pretrained=str(path), weights_only=True)
+        str(path),
+        lambda: open_clip.create_model(
+            name, pretrained=str(path), precision=precision, weights_only=True
+        ),
     )
     tokenizer = open_clip.get_tokenizer(name)
-    digest = sha256_file(path)
-    return _clip(spec, model, tokenizer, model.visual.preprocess_cfg, digest, device)
+    return model, tokenizer, model.visual.preprocess_cfg, sha256_file(path)
 
 
 def _created(spec: str, make: Callable[[], Any]) -> Any:
@@ -112,24 +151,9 @@ def _created(spec: str, make: Callable[[], Any]) -> Any:
         raise UserError(f"clip: {spec}: cannot be loaded ({first})") from error
 
 
-def _clip(
-    spec: ClipSpec,
-    model: Any,
-    tokenizer: Any,
-    preprocess_config: Any,
-    weights_sha256: str,
-    device: str,
-) -> Clip:
-    config = dict(preprocess_config)
-    preprocess = open_clip.transform.image_transform_v2(
-        open_clip.transform.PreprocessCfg(**config), is_train=False
-    )
-    model = model.eval().float().to(device)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    dim = _text_dim(model, tokenizer, device)
-    info = ClipInfo(spec.model, spec.label, weights_sha256, fingerprint(config), dim)
-    return Clip(info, model, preprocess, tokenizer, torch.device(device))
+def _channels(value: Any, device: str) -> torch.Tensor:
+    """A number, or one for each channel, as [3, 1, 1]."""
+    return torch.tensor(np.broadcast_to(value, 3).astype(np.float32), device=device)[:, None, None]
 
 
 def _text_dim(model: Any, tokenizer: Any, device: str) -> int:

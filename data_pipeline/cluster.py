@@ -7,11 +7,14 @@ import os
 import re
 import shutil
 import socket
+import statistics
 import tempfile
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +22,9 @@ from base.errors import UserError
 from base.stop import StopFlag
 
 _PREFIX = "ucray-"  # short: Unix sockets below it must fit 107 bytes
-_OBJECT_STORE = 128 << 20  # pictures stay inside tasks, so little travels
+# Whole pictures stay inside tasks; what travels are a CLIP's crops, two batches of each task.
+_OBJECT_STORE_PER_CORE = 96 << 20
+_LEAST_OBJECT_STORE = 80 << 20  # Ray takes no less
 _SETTINGS = {
     "RAY_worker_niceness": "0",  # Ray's own 15 starves workers beside anything else that computes
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -33,6 +38,8 @@ _SETTINGS = {
 _POLL_SECONDS = 0.5
 _CONNECT_SECONDS = 5.0
 _LEAVE_SECONDS = 3.0  # for a start that nobody wants any more to come to its end
+_PATIENCE = 60.0  # seconds that a shard may take before it can be called late
+_SLOWER = 3.0  # times the median: then it is
 _pools: dict[str, list[Any]] = {}  # actors kept for the life of this process's cluster
 
 R = TypeVar("R")
@@ -139,13 +146,21 @@ def _start(ray: Any, address: str | None, folder: str | None) -> None:
         options["address"] = address
     else:
         options |= {"address": "local", "num_cpus": cores(), "include_dashboard": False}
-        options |= {"object_store_memory": _OBJECT_STORE, "_temp_dir": folder}
+        options |= {"object_store_memory": _object_store(), "_temp_dir": folder}
     logging.getLogger("ray").setLevel(logging.ERROR)  # its start warns before it looks at options
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises bare Exception when its start times out
         where, why = address or "embedded Ray", " ".join(str(error).split())
         raise UserError(f"{where}: Ray did not start ({why})") from error
+
+
+def _object_store() -> int:
+    """Bytes of shared memory for what travels, no more than is there."""
+    wanted = max(2, cores()) * _OBJECT_STORE_PER_CORE
+    with suppress(OSError):
+        wanted = min(wanted, shutil.disk_usage("/dev/shm").free * 3 // 4)
+    return max(_LEAST_OBJECT_STORE, wanted)
 
 
 @contextmanager
@@ -177,35 +192,78 @@ def _session_folder() -> str:
     return tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=place)
 
 
+@dataclass(frozen=True)
+class _Try:
+    shard: int
+    began: float
+
+
 def run_bounded(
     ray: Any,
     submit: Callable[[int], Any],
     shards: Iterable[int],
     limit: int,
     stop: StopFlag,
+    patience: float = _PATIENCE,
 ) -> Iterator[tuple[int, Any]]:
     """Yields (shard, result) as results come, with at most `limit` tasks under way.
+
+    When no shard waits any more, one that takes far longer than the others did (and more than
+    `patience` seconds) is begun a second time: the first result counts, the other is given up.
 
     Raises:
         UserError: a task failed, or its workers kept dying.
         KeyboardInterrupt, Stopped: `stop` was set; what is under way is given up.
     """
     waiting = deque(shards)
-    running: dict[Any, int] = {}
+    running: dict[Any, _Try] = {}
+    took: list[float] = []
+
+    def begin(shard: int) -> None:
+        running[submit(shard)] = _Try(shard, time.monotonic())
+
     try:
         while waiting or running:
             stop.raise_if_requested()
             while waiting and len(running) < limit:
-                shard = waiting.popleft()
-                running[submit(shard)] = shard
+                begin(waiting.popleft())
+            if not waiting and len(running) < limit:
+                for shard in _stragglers(running.values(), took, patience)[: limit - len(running)]:
+                    begin(shard)
             ready, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
             for reference in ready:
-                shard = running.pop(reference)
-                yield shard, fetch(ray, reference, f"shard {shard}")
+                done = running.pop(reference)
+                others = [r for r, other in running.items() if other.shard == done.shard]
+                try:
+                    result = fetch(ray, reference, f"shard {done.shard}")
+                except UserError:
+                    if not others:
+                        raise
+                    continue  # the other attempt may end well
+                took.append(time.monotonic() - done.began)
+                for other in others:
+                    _give_up(ray, other)
+                    del running[other]
+                yield done.shard, result
     finally:
         for reference in running:
-            with suppress(Exception):
-                ray.cancel(reference, force=False)
+            _give_up(ray, reference)
+
+
+def _stragglers(tries: Iterable[_Try], took: Sequence[float], patience: float) -> list[int]:
+    """Shards under way once that take much longer than those that are done."""
+    if not took:
+        return []
+    longest = max(patience, _SLOWER * statistics.median(took))
+    now = time.monotonic()
+    count = Counter(each.shard for each in tries)
+    late = [each for each in tries if now - each.began > longest]
+    return [each.shard for each in late if count[each.shard] == 1]
+
+
+def _give_up(ray: Any, reference: Any) -> None:
+    with suppress(Exception):
+        ray.cancel(reference, force=False)
 
 
 def fetch(ray: Any, reference: Any, what: str) -> Any:
@@ -217,13 +275,22 @@ def fetch(ray: Any, reference: Any, what: str) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, BaseException) else error
-        raise cause from error
+        raise cause_of(error) from error
     except ray.exceptions.OutOfMemoryError as error:
         raise UserError(f"{what}: its worker ran out of memory, several times") from error
     except ray.exceptions.RayError as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{what}: its worker died, several times ({first})") from error
+
+
+def cause_of(error: Any) -> BaseException:
+    """What a task's code raised, out of Ray's RayTaskError."""
+    return error.cause if isinstance(error.cause, BaseException) else error
+
+
+def cpus(ray: Any) -> int:
+    """CPUs of the cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def actor_pool(ray: Any, name: str, count: int, make: Callable[[], Any]) -> list[Any]:

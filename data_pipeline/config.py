@@ -11,6 +11,7 @@ from data_pipeline.fetch.config import FetchConfig
 from data_pipeline.schema.dataset import KEYS_PER_SHARD
 
 Mode = Literal["center_crop", "keep_ratio", "keep_ratio_largest", "border", "none"]
+Precision = Literal["fp32", "fp16", "bf16", "amp", "amp_bf16", "pure_fp16", "pure_bf16"]
 
 
 class ColumnsConfig(Config):
@@ -21,6 +22,14 @@ class ColumnsConfig(Config):
     path: str | None = None
     image: str | None = None  # bytes
     key: str | None = None
+
+
+class EmbedConfig(Config):
+    """How a CLIP computes: its embeddings record the precision, the rest is the machine's."""
+
+    precision: Precision = "fp32"  # as open_clip names them; rows are normalised in fp32 always
+    gpu_fraction: float = Field(1.0, gt=0, le=1)  # of a GPU for each actor; 0.5 puts two on one
+    actors: int = Field(0, ge=0)  # 0: as many as GPUs hold, or one a core where there is none
 
 
 class PrepareConfig(Config):
@@ -44,3 +53,4 @@ class PrepareConfig(Config):
     max_caption: int = Field(0, ge=0)
     columns: ColumnsConfig = ColumnsConfig()
     fetch: FetchConfig = FetchConfig()
+    embed: EmbedConfig = EmbedConfig()

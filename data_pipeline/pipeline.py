@@ -17,13 +17,14 @@ from base.progress import Progress, share_of
 from base.stop import StopFlag
 from data_pipeline import columns, sources
 from data_pipeline.attempts import new_attempt, work_folder
+from data_pipeline.clip_pool import ClipPool, start_pool
 from data_pipeline.clip_spec import ClipSpec, find_clip
-from data_pipeline.cluster import cluster, run_bounded
+from data_pipeline.cluster import cluster, cpus, run_bounded
 from data_pipeline.commits import is_done, publish
 from data_pipeline.config import PrepareConfig
-from data_pipeline.embed import describe, embed_all, is_embedded
+from data_pipeline.embed import claim, embed_all, is_embedded
 from data_pipeline.fetch.lists import settled
-from data_pipeline.plan import ShardPlan, persist, plan_fingerprint
+from data_pipeline.plan import ShardPlan, TooManyShards, persist, plan_fingerprint
 from data_pipeline.schema.dataset import (
     DATASET_FILE,
     PIXELS,
@@ -54,6 +55,7 @@ def prepare(
     *,
     ray_address: str | None = None,
     bar: Progress | None = None,
+    part: int | None = None,
 ) -> DatasetInfo:
     """Makes the DATASET `out` from folders of pairs, tables and webdataset tars.
 
@@ -62,6 +64,7 @@ def prepare(
     it has none and `clip` asks for them). Rows are counted in a bar of their own, or in `bar`.
 
     Raises:
+        TooManyShards: the inputs make more than a DATASET holds, and no `part` is named.
         UserError: bad inputs; inputs, config or CLIP other than `out` was begun with; `out` in use.
         NothingUsable: no rows, or none that could be kept.
         Stopped, KeyboardInterrupt: asked to stop; what was committed stays.
@@ -72,7 +75,31 @@ def prepare(
     def scan(work: Path) -> list[Source]:
         return sources.scan(inputs, work, settings.columns)
 
-    return prepare_sources(scan, out, clip, settings, ray_address=ray_address, bar=bar)
+    return prepare_sources(scan, out, clip, settings, ray_address=ray_address, bar=bar, part=part)
+
+
+def prepare_parts(
+    inputs: Sequence[str | Path],
+    out: Path,
+    clip: str = "none",
+    config: PrepareConfig | None = None,
+    *,
+    ray_address: str | None = None,
+) -> Iterator[tuple[Path, DatasetInfo]]:
+    """`prepare` of inputs of any size: `out`, or `out`-000, `out`-001, … of 10⁵ shards each.
+
+    Rows keep their positions in the whole input. Errors are those of `prepare`.
+    """
+    try:
+        info = prepare(inputs, out, clip, config, ray_address=ray_address)
+    except TooManyShards as too_many:
+        parts = too_many.parts
+    else:
+        yield out, info
+        return
+    for part in range(parts):
+        place = out.with_name(f"{out.name}-{part:03d}")
+        yield place, prepare(inputs, place, clip, config, ray_address=ray_address, part=part)
 
 
 def prepare_sources(
@@ -83,6 +110,7 @@ def prepare_sources(
     *,
     ray_address: str | None = None,
     bar: Progress | None = None,
+    part: int | None = None,
 ) -> DatasetInfo:
     """`prepare` of what `scan` finds; it is given a folder for what must be listed."""
     config = config.model_copy(update={"fetch": settled(config.fetch)})
@@ -90,21 +118,21 @@ def prepare_sources(
     _check_target(out)
     with _removed_if_empty(out), Lease(out), work_folder(out) as work:
         found = with_clip(out, scan(work), spec)
-        shards = persist(out, found, config)
-        if (info := _complete(out, spec)) is not None:
+        shards = persist(out, found, config, part)
+        if (info := _complete(out, spec, config)) is not None:
             if bar is not None:
                 bar.skip(info.input)
             return info
-        used = used_clip(found)
+        pool, used = None, used_clip(found)
         with cluster(ray_address) as ray, StopFlag() as stop:
             if spec is not None and used is None:
-                describe(ray, clip, stop)  # hours of pixels come before it is used
-            _make_pixels(ray, out, work, found, shards, config, stop, bar)
-            commits = _all_commits(out, len(shards))
-            _require_kept(out, commits)
-            if spec is not None and used is None:
-                used = embed_all(ray, out, work, len(shards), clip, None, stop)
-        return _finish(out, commits, config, used)
+                pool = start_pool(ray, clip, config.embed, len(shards), stop)
+                claim(out, len(shards), None, pool.info)
+            _make_shards(ray, out, work, found, shards, config, pool, stop, bar)
+            _require_kept(out, len(shards))
+            if pool is not None:  # what an earlier run made without a CLIP
+                embed_all(ray, out, work, len(shards), pool, None, stop)
+        return _finish(out, shards, config, used if pool is None else pool.info)
 
 
 @contextmanager
@@ -130,7 +158,7 @@ def _check_target(out: Path) -> None:
             )
 
 
-def _complete(out: Path, spec: ClipSpec | None) -> DatasetInfo | None:
+def _complete(out: Path, spec: ClipSpec | None, config: PrepareConfig) -> DatasetInfo | None:
     """The finished DATASET, when nothing is left to do."""
     if not (out / DATASET_FILE).is_file():
         return None
@@ -138,29 +166,32 @@ def _complete(out: Path, spec: ClipSpec | None) -> DatasetInfo | None:
     if any(not is_done(out, shard, PIXELS) for shard in range(info.shards)):
         (out / DATASET_FILE).unlink()  # files were lost: until they are back it is not finished
         return None
-    return info if spec is None or is_embedded(out, info, spec) else None
+    return info if spec is None or is_embedded(out, info, spec, config.embed.precision) else None
 
 
-def _make_pixels(
+def _make_shards(
     ray: Any,
     out: Path,
     work: Path,
     found: Sequence[Source],
     shards: Sequence[ShardPlan],
     config: PrepareConfig,
+    pool: ClipPool | None,
     stop: StopFlag,
     whole: Progress | None,
 ) -> None:
     todo = {plan.shard: plan for plan in shards if not is_done(out, plan.shard, PIXELS)}
     total, left = sum(p.count for p in shards), sum(p.count for p in todo.values())
     require_free_space(out, left * _LEAST_BYTES_PER_ROW)
-    shared = ray.put((tuple(found), columns.union([source.extra for source in found]), config))
+    extra = columns.union([source.extra for source in found])
+    shared = ray.put((tuple(found), extra, config, pool))
     task = ray.remote(max_retries=3, scheduling_strategy="SPREAD")(_shard_task)
 
     def submit(shard: int) -> Any:
         return task.remote(shared, todo[shard], work.absolute())
 
-    limit = _TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    # A task that waits for the CLIP leaves its CPU to the next one: then more would pile up.
+    limit = cpus(ray) * (_TASKS_PER_CPU if pool is None else 1)
     with share_of(whole, "prepare", total, "samples", total - left) as bar:
         for note in (note for source in found for note in source.notes):
             bar.log(note)
@@ -172,49 +203,55 @@ def _make_pixels(
 
 
 def _shard_task(
-    shared: tuple[tuple[Source, ...], Any, PrepareConfig], plan: ShardPlan, work: Path
+    shared: tuple[tuple[Source, ...], Any, PrepareConfig, ClipPool | None],
+    plan: ShardPlan,
+    work: Path,
 ) -> tuple[Path, Commit]:
     """The body of a Ray task: the attempt's folder, and the commit to publish."""
     from data_pipeline.pixels import Job, make_shard
 
-    found, extra, config = shared
     attempt = new_attempt(work, plan.shard)
-    make = make_shard if used_clip(found) is None else make_vector_shard
-    return attempt, make(Job(plan, found, extra, config), attempt)
+    make = make_shard if used_clip(shared[0]) is None else make_vector_shard
+    return attempt, make(Job(plan, *shared), attempt)
 
 
-def _all_commits(out: Path, shards: int) -> list[Commit]:
-    commits = [read_commit(out, shard) for shard in range(shards)]
-    missing = [shard for shard, commit in enumerate(commits) if commit is None]
-    if missing:
-        raise UserError(f"{out}: shard {missing[0]} has no commit; run the same command again")
-    return [commit for commit in commits if commit is not None]
+def _commits(out: Path, shards: int) -> Iterator[Commit]:
+    for shard in range(shards):
+        commit = read_commit(out, shard)
+        if commit is None:
+            raise UserError(f"{out}: shard {shard} has no commit; run the same command again")
+        yield commit
 
 
-def _require_kept(out: Path, commits: Sequence[Commit]) -> None:
-    if any(commit.kept for commit in commits):
+def _require_kept(out: Path, shards: int) -> None:
+    if any(commit.kept for commit in _commits(out, shards)):
         return
     reasons: Counter[str] = Counter()
-    for commit in commits:
-        table = pq.read_table(rejected_path(out, commit.shard), columns=["reason"])
+    for shard in range(shards):
+        table = pq.read_table(rejected_path(out, shard), columns=["reason"])
         reasons.update(table["reason"].to_pylist())
     told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(4))
     raise NothingUsable(f"{out}: none of the {sum(reasons.values())} rows can be kept ({told})")
 
 
 def _finish(
-    out: Path, commits: Sequence[Commit], config: PrepareConfig, clip: ClipInfo | None
+    out: Path, shards: Sequence[ShardPlan], config: PrepareConfig, clip: ClipInfo | None
 ) -> DatasetInfo:
     """Writes the totals; dataset.json last, because its presence says that all is there."""
     pictures = clip is None or not clip.published
-    sizes = {f"{shard_name(c.shard)}.tar": c.kept for c in commits if c.kept and pictures}
+    sizes: dict[str, int] = {}
+    totals: Counter[str] = Counter()
+    for commit in _commits(out, len(shards)):
+        totals.update(input=commit.input, kept=commit.kept, rejected=commit.rejected)
+        if commit.kept and pictures:
+            sizes[f"{shard_name(commit.shard)}.tar"] = commit.kept
     write_json(out / SIZES_FILE, sizes)
     info = DatasetInfo(
         version=VERSION,
-        input=sum(commit.input for commit in commits),
-        kept=sum(commit.kept for commit in commits),
-        rejected=sum(commit.rejected for commit in commits),
-        shards=len(commits),
+        input=totals["input"],
+        kept=totals["kept"],
+        rejected=totals["rejected"],
+        shards=len(shards),
         image_size=config.image_size if pictures else 0,
         plan_fingerprint=plan_fingerprint(out),
         clip=clip,

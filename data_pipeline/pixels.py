@@ -9,21 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import imagehash
 import numpy as np
 import pyarrow as pa
 import simplejpeg
-from PIL import Image
 
 from data_pipeline import columns, resize, sources
 from data_pipeline.captions import with_caption
+from data_pipeline.clip_pool import ClipPool
 from data_pipeline.config import PrepareConfig
+from data_pipeline.crop import Pixels
 from data_pipeline.decode import Limits, decode
+from data_pipeline.embed import with_columns, write_rows
+from data_pipeline.features import ShardFeatures
 from data_pipeline.fetch.rows import in_order, with_pictures
 from data_pipeline.jpeg import is_plain
+from data_pipeline.phash import phash
 from data_pipeline.plan import ShardPlan
 from data_pipeline.row import Rejection, Row, rejected_row, utf8
 from data_pipeline.schema.dataset import (
+    EMBEDDED,
     EMBEDDING_COLUMNS,
     METADATA_SCHEMA,
     PIXELS,
@@ -50,12 +54,14 @@ class Job:
     sources: tuple[Source, ...]
     extra: pa.Schema  # other columns of all sources together
     config: PrepareConfig
+    pool: ClipPool | None = None  # embeddings are made along with the pictures
 
 
 @dataclass
 class _Rows:
     """What the shard's tables will hold."""
 
+    names: columns.Names
     kept: list[dict[str, Any]] = field(default_factory=list)
     extras: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -69,6 +75,7 @@ class _Made:
     row: Row
     jpeg: bytes
     meta: dict[str, Any]
+    crop: Pixels | None  # of the stored picture, as the CLIP takes it
     problem: Rejection | None
 
 
@@ -77,20 +84,27 @@ def make_shard(job: Job, attempt: Path) -> Commit:
 
     Equal inputs, config and versions give equal bytes.
     """
-    rows = _Rows()
+    rows = _Rows(columns.Names.of(metadata_schema(job.extra), job.extra))
     shard = job.plan.shard
     root = Path()
+    features = ShardFeatures(job.pool, shard, f"shard {shard}") if job.pool else None
     tar = TarWriter(attempt / tar_path(root, shard).name)
     with tar:
         for made in in_order(_made(job), job.plan.first_row):
             if made.problem is None:
                 _add(job, tar, rows, made)
+                if features is not None and made.crop is not None:
+                    features.add(made.crop, made.row.captions[0])
             else:
                 rows.rejected.append(rejected_row(made.position, made.row, made.problem))
     files = {}
     if rows.kept:
         files[str(tar_path(root, shard))] = tar.file.record(len(rows.kept))
         table = _metadata(rows, job.extra)
+        if features is not None and job.pool is not None:
+            embedded = features.finish()
+            files |= write_rows(attempt, shard, embedded)
+            table = with_columns(table, embedded, job.pool.info)
         path = metadata_path(root, shard)
         files[str(path)] = write_parquet(attempt / path.name, table)
     else:
@@ -98,7 +112,8 @@ def make_shard(job: Job, attempt: Path) -> Commit:
     path = rejected_path(root, shard)
     rejected = pa.Table.from_pylist(rows.rejected, schema=REJECTED_SCHEMA)
     files[str(path)] = write_parquet(attempt / path.name, rejected)
-    return Commit(VERSION, PIXELS, shard, job.plan.count, len(rows.kept), len(rows.rejected), files)
+    stage = PIXELS if job.pool is None else EMBEDDED
+    return Commit(VERSION, stage, shard, job.plan.count, len(rows.kept), len(rows.rejected), files)
 
 
 def _input_rows(job: Job) -> Iterator[tuple[int, Row]]:
@@ -119,9 +134,11 @@ def _made(job: Job) -> Iterator[tuple[int, _Made]]:
             if row.problem is not None:
                 raise row.problem
             assert row.image is not None, "with_pictures leaves no row without"
-            yield position, _Made(position, row, *_encode(row.image, config), None)
+            jpeg, meta, stored = _encode(row.image, config)
+            crop = None if job.pool is None else job.pool.crop(stored[..., :3])
+            yield position, _Made(position, row, jpeg, meta, crop, None)
         except Rejection as why:
-            yield position, _Made(position, row, b"", {}, why)
+            yield position, _Made(position, row, b"", {}, None, why)
 
 
 def _add(job: Job, tar: TarWriter, rows: _Rows, made: _Made) -> None:
@@ -137,7 +154,7 @@ def _add(job: Job, tar: TarWriter, rows: _Rows, made: _Made) -> None:
         "url": _url(row),
         **made.meta,
     }
-    rest = columns.renamed(row.extra, metadata_schema(job.extra), job.extra)
+    rest = columns.renamed(row.extra, rows.names)
     text = row.captions[0].encode()
     body = columns.json_text({**head, **rest}).encode("utf-8", "replace")
     for suffix, data in (("jpg", jpeg), ("txt", text), ("json", body)):
@@ -147,8 +164,8 @@ def _add(job: Job, tar: TarWriter, rows: _Rows, made: _Made) -> None:
     rows.extras.append(dict(row.extra))
 
 
-def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any]]:
-    """The stored JPEG, and what metadata says of picture and source."""
+def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any], Pixels]:
+    """The stored JPEG, what metadata says of picture and source, and the pixels [H, W, 4]."""
     mode, size = config.mode, config.image_size
     limits = Limits(config.max_pixels, config.min_side, config.max_aspect)
     picture = decode(data, limits, lambda w, h: resize.needed_sides(mode, size, w, h))
@@ -159,15 +176,16 @@ def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any]]:
         jpeg = simplejpeg.encode_jpeg(
             np.ascontiguousarray(fitted), config.jpeg_quality, "RGB", config.chroma
         )
-    stored = Image.fromarray(simplejpeg.decode_jpeg(jpeg))
-    return jpeg, {
-        "width": stored.width,
-        "height": stored.height,
+    stored = simplejpeg.decode_jpeg(jpeg, "RGBX")  # [H, W, 4]: as Pillow holds it, not copied
+    meta = {
+        "width": stored.shape[1],
+        "height": stored.shape[0],
         "original_width": picture.width,
         "original_height": picture.height,
         "sha256": hashlib.sha256(data).hexdigest(),
-        "phash": str(imagehash.phash(stored)),
+        "phash": phash(stored),
     }
+    return jpeg, meta, stored
 
 
 def _metadata(rows: _Rows, extra: pa.Schema) -> pa.Table:

@@ -16,7 +16,8 @@ from base.errors import UserError
 from data_pipeline import columns
 from data_pipeline.captions import with_caption
 from data_pipeline.clip_spec import ClipSpec
-from data_pipeline.embed import CLIP_NOTE, cosine
+from data_pipeline.embed import CLIP_NOTE
+from data_pipeline.features import cosine
 from data_pipeline.row import Rejection, Row, rejected_row, utf8
 from data_pipeline.schema.dataset import (
     EMBEDDED,

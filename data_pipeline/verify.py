@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from data_pipeline.check_shard import (
     check_rejected,
     check_tar,
 )
-from data_pipeline.plan import plan_fingerprint, planned_rows, read_config
+from data_pipeline.plan import first_row, plan_fingerprint, planned_rows, read_config
 from data_pipeline.schema.dataset import (
     CONFIG_FILE,
     DATASET_FILE,
@@ -85,7 +86,8 @@ def verify(dataset: Path) -> VerifyReport:
     names += sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     problems = Problems()
     planned = _guarded(problems, PLAN_FILE, lambda: planned_rows(dataset)) or []
-    starts = [sum(planned[:i]) for i in range(len(planned))]
+    begin = _guarded(problems, PLAN_FILE, lambda: first_row(dataset)) or 0
+    starts = list(itertools.accumulate(planned, initial=begin))
     results: list[_ShardResult] = []
 
     def check(shard: int) -> _ShardResult:

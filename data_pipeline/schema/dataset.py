@@ -179,6 +179,7 @@ class ClipInfo:
     weights_sha256: str
     preprocess_sha256: str
     dim: int
+    precision: str = "fp32"  # as open_clip names them
 
     @property
     def published(self) -> bool:

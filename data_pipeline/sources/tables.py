@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -185,8 +186,8 @@ def scan(path: Path, name: str, listing: Path, named: ColumnsConfig = _BY_NAME) 
     try:
         with pq.ParquetFile(table) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names, in the last case
+        raise texts.cannot_be_read(path, error) from error
     roles = find_roles(schema, str(path), named=named)
     extra = other_columns(schema, roles)
     if roles.sidecar:
@@ -254,17 +255,33 @@ def _as_value(item: pa.Scalar) -> Any:
 
 
 def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:
-    """Rows of a table, in order."""
+    """Rows of a table, in order; those of a damaged part say so."""
     with pq.ParquetFile(source.table) as file:
         schema = file.schema_arrow
+        groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     roles = find_roles(schema, source.name, named=source.columns)
-    position = first
-    for batch in table_rows(source.table, first, count, batch=64):
-        lists = {name: values(batch, name) for name in schema.names}
-        for i in range(batch.num_rows):
-            row = {name: column[i] for name, column in lists.items()}
-            yield _row(source, roles, row, position, max_bytes)
+    position, spans = first, [first + count]  # the ends of what is read in one go
+    while spans:
+        why = "fewer rows than its footer says"
+        try:
+            for batch in table_rows(source.table, position, spans[0] - position, batch=64):
+                lists = {name: values(batch, name) for name in schema.names}
+                for i in range(batch.num_rows):
+                    row = {name: column[i] for name, column in lists.items()}
+                    yield _row(source, roles, row, position, max_bytes)
+                    position += 1
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk, not the file
+            why = " ".join(str(error).split())
+            ends = [end for end in itertools.accumulate(groups) if position < end < spans[-1]]
+            if len(spans) == 1 and ends:  # what is whole of it, by row groups
+                spans = [*ends, spans[-1]]
+                continue
+        while position < spans[0]:
+            yield Row(str(position), problem=Rejection("broken_source", f"damaged table: {why}"))
             position += 1
+        spans.pop(0)
 
 
 def _row(source: Source, roles: Roles, row: dict[str, Any], position: int, max_bytes: int) -> Row:

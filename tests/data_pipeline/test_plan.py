@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from base.errors import UserError
+from data_pipeline import plan
 from data_pipeline.config import PrepareConfig
 from data_pipeline.fetch import FetchConfig
 from data_pipeline.fetch.config import LISTS, PACE
-from data_pipeline.plan import cut, persist, plan_fingerprint, planned_rows
+from data_pipeline.plan import TooManyShards, cut, persist, plan_fingerprint, planned_rows
 from data_pipeline.schema.dataset import KEYS_PER_SHARD, MAX_SHARDS, key_position, sample_key
 from data_pipeline.sources import Source
 
@@ -34,10 +35,27 @@ def test_cut_covers_every_row_once_in_order(rows: list[int], per_shard: int) -> 
     assert [plan.first_row for plan in shards] == starts
 
 
-def test_too_many_shards_are_refused_with_the_remedy() -> None:
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=9), st.integers(1, 9), st.integers(1, 7))
+def test_parts_cover_every_row_once_in_order(rows: list[int], per_shard: int, most: int) -> None:
+    total = sum(rows)
+    parts = -(-total // (most * per_shard))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "MAX_SHARDS", most)
+        found = [cut(rows, per_shard, part) for part in range(parts)]
+    assert all([p.shard for p in shards] == list(range(len(shards))) for shards in found)
+    assert all(len(shards) == most for shards in found[:-1])
+    assert all(0 < len(shards) <= most for shards in found)
+    joined = [(p.first_row, p.slices) for shards in found for p in shards]
+    assert joined == [(p.first_row, p.slices) for p in cut(rows, per_shard)]
+
+
+def test_too_many_shards_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    config = PrepareConfig(samples_per_shard=10)
     assert len(cut([MAX_SHARDS * 10], 10)) == MAX_SHARDS
-    with pytest.raises(UserError, match="samples_per_shard"):
-        cut([MAX_SHARDS * 10, 1], 10)
+    with pytest.raises(TooManyShards, match="samples_per_shard: 2000001 rows") as raised:
+        persist(tmp_path, [_source("a", MAX_SHARDS * 20 + 1, "x")], config)
+    assert raised.value.parts == 3
+    assert not list(tmp_path.iterdir())
 
 
 @given(st.integers(0, MAX_SHARDS - 1), st.integers(0, KEYS_PER_SHARD - 1))

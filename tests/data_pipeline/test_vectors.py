@@ -126,6 +126,7 @@ def test_the_record_says_whose_they_are_and_that_it_is_hearsay(dataset: Path) ->
         "weights_sha256": "",
         "preprocess_sha256": "",
         "dim": DIM,
+        "precision": "fp32",
     }
     assert info["image_size"] == 0
     assert json.loads((dataset / "shards" / "sizes.json").read_text()) == {}
