@@ -187,16 +187,23 @@ def _block(array: _Array, first: int, count: int) -> Rows:
 
 
 def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:
-    """What metadata says of each row; `image` is empty."""
+    """What metadata says of each row; `image` is empty. Rows of a damaged part say so."""
     with pq.ParquetFile(source.table) as file:
         schema = file.schema_arrow
     roles = _roles(schema, Path(source.table), source.columns)
     position = first
-    for batch in table_rows(source.table, first, count, batch=1024):
-        lists = {name: values(batch, name) for name in schema.names}
-        for i in range(batch.num_rows):
-            yield _row(roles, {name: column[i] for name, column in lists.items()}, position)
-            position += 1
+    try:
+        for batch in table_rows(source.table, first, count, batch=1024):
+            lists = {name: values(batch, name) for name in schema.names}
+            for i in range(batch.num_rows):
+                yield _row(roles, {name: column[i] for name, column in lists.items()}, position)
+                position += 1
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk, not the file
+        told = f"damaged metadata: {error}"
+        for place in range(position, first + count):
+            yield Row(str(place), problem=Rejection("broken_source", told))
 
 
 def _roles(schema: pa.Schema, metadata: Path, named: ColumnsConfig) -> Roles:

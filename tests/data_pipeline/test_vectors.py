@@ -219,6 +219,18 @@ def test_rows_that_are_no_embeddings_are_rejected(tmp_path: Path, ray_cluster: N
     assert verify(tmp_path / "out").problems == ()
 
 
+def test_damaged_metadata_costs_its_rows_alone(tmp_path: Path, ray_cluster: None) -> None:
+    folder = write(tmp_path / "in", [9, 9])
+    path = folder / "metadata" / "metadata_0.parquet"
+    data = bytearray(path.read_bytes())
+    data[4:200] = b"\xff" * 196
+    path.write_bytes(data)
+    info = prepare([folder], tmp_path / "out", CLIP, CONFIG)
+    assert (info.kept, info.rejected) == (9, 9)
+    assert status(tmp_path / "out").reasons == {"broken_source": 9}
+    assert verify(tmp_path / "out").problems == ()
+
+
 def test_a_shard_of_which_nothing_is_kept(tmp_path: Path, ray_cluster: None) -> None:
     folder = write(tmp_path / "in", [9, 9])
     np.save(folder / "img_emb" / "img_emb_0.npy", np.zeros((9, DIM), np.float16))
