@@ -141,7 +141,9 @@ def _header(path: Path) -> _Array:
                 raise UserError(f"{path}: got npy version {version}, expected 1.0 or 2.0")
             shape, fortran, dtype = read(file)
             begin, size = file.tell(), file.seek(0, os.SEEK_END)
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # numpy parses a header as Python, which raises what it likes
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     if len(shape) != 2 or dtype.newbyteorder("=").name not in _KINDS or (fortran and shape[0] > 1):
         order = "Fortran" if fortran else "C"

@@ -355,6 +355,24 @@ def test_any_block_is_read_as_it_lies(
     assert (texts == some(100, 41, kind)[first : first + count].astype(np.float32)).all()
 
 
+@given(st.integers(0, 127), st.binary(min_size=1, max_size=4))
+def test_any_header_of_an_array_is_read_or_one_clear_line(
+    tmp_path_factory: pytest.TempPathFactory, place: int, damage: bytes
+) -> None:
+    folder = write(tmp_path_factory.mktemp("header"), [3])
+    path = folder / "img_emb" / "img_emb_0.npy"
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + damage + data[place + len(damage) :])
+    try:
+        (source,) = sources.scan([folder], folder / ".work")
+    except UserError as error:
+        message = str(error)
+    else:
+        message = "rows" if source.rows == 3 else ""
+    assert message
+    assert "\n" not in message
+
+
 def test_verify_finds_what_does_not_fit_together(dataset: Path, tmp_path: Path) -> None:
     import hashlib
 
