@@ -141,7 +141,9 @@ def _header(path: Path) -> _Array:
                 raise UserError(f"{path}: got npy version {version}, expected 1.0 or 2.0")
             shape, fortran, dtype = read(file)
             begin, size = file.tell(), file.seek(0, os.SEEK_END)
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # numpy parses a header as Python, which raises what it likes
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     if len(shape) != 2 or dtype.newbyteorder("=").name not in _KINDS or (fortran and shape[0] > 1):
         order = "Fortran" if fortran else "C"
@@ -187,16 +189,23 @@ def _block(array: _Array, first: int, count: int) -> Rows:
 
 
 def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:
-    """What metadata says of each row; `image` is empty."""
+    """What metadata says of each row; `image` is empty. Rows of a damaged part say so."""
     with pq.ParquetFile(source.table) as file:
         schema = file.schema_arrow
     roles = _roles(schema, Path(source.table), source.columns)
     position = first
-    for batch in table_rows(source.table, first, count, batch=1024):
-        lists = {name: values(batch, name) for name in schema.names}
-        for i in range(batch.num_rows):
-            yield _row(roles, {name: column[i] for name, column in lists.items()}, position)
-            position += 1
+    try:
+        for batch in table_rows(source.table, first, count, batch=1024):
+            lists = {name: values(batch, name) for name in schema.names}
+            for i in range(batch.num_rows):
+                yield _row(roles, {name: column[i] for name, column in lists.items()}, position)
+                position += 1
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk, not the file
+        told = f"damaged metadata: {error}"
+        for place in range(position, first + count):
+            yield Row(str(place), problem=Rejection("broken_source", told))
 
 
 def _roles(schema: pa.Schema, metadata: Path, named: ColumnsConfig) -> Roles:

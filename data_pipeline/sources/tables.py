@@ -82,6 +82,9 @@ def find_roles(
         UserError: no caption column, or (with `picture`) none with a path, bytes or an address; a
             named column is missing or of the wrong type.
     """
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise UserError(f"{where}: two columns are called {twice[0]!r}")
     names = {name.lower(): name for name in reversed(schema.names)}
 
     def pick(candidates: tuple[str, ...], fits: Any) -> list[str]:
@@ -135,7 +138,10 @@ def _is_caption(kind: pa.DataType) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    known = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_one(kind) for is_one in known)
 
 
 def _is_text_list(kind: pa.DataType) -> bool:
@@ -221,13 +227,31 @@ def _infer_sidecar(table: str, column: str) -> pa.Schema:
 
 def values(batch: pa.RecordBatch, name: str) -> list[Any]:
     """A column as Python values; text that is not UTF-8 comes as bytes."""
-    column = batch.column(name)
+    return as_values(batch.column(name))
+
+
+def as_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Python values, also where some of them are none: bytes for text, text for times."""
     try:
         found: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
-        raw = pa.list_(pa.binary()) if _is_text_list(column.type) else pa.binary()
-        found = column.cast(raw).to_pylist()
+    except (ValueError, OverflowError):
+        found = [_as_value(item) for item in column]
     return found
+
+
+def _as_value(item: pa.Scalar) -> Any:
+    try:
+        return item.as_py()
+    except (ValueError, OverflowError):
+        if isinstance(item, pa.DictionaryScalar):
+            return _as_value(item.value)
+        if isinstance(item, pa.StructScalar):
+            return {name: _as_value(value) for name, value in item.items()}
+        if isinstance(item, pa.ListScalar):
+            return [_as_value(value) for value in item.values]
+        if isinstance(item, pa.StringScalar):
+            return item.as_buffer().to_pybytes()
+        return str(item.cast(pa.int64(), safe=False).as_py())  # a time that no calendar has
 
 
 def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:

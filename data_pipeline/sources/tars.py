@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow as pa
 from base.errors import UserError
 from data_pipeline import columns
 from data_pipeline.row import Rejection, Row
+from data_pipeline.sources.headers import Damaged, members
 from data_pipeline.sources.source import (
     INFER_ROWS,
     Source,
@@ -41,6 +41,10 @@ class _Sample:
     key: str
     members: list[dict[str, Any]] = field(default_factory=list)
     broken: str | None = None
+
+    def takes(self, key: str, extension: str) -> bool:
+        """Whether a member is of this sample: a second one of its kind begins another."""
+        return key == self.key and all(extension != member["name"] for member in self.members)
 
 
 def scan(path: Path, name: str, listing: Path) -> Source:
@@ -79,21 +83,19 @@ def _index(path: Path) -> list[_Sample]:
     samples: list[_Sample] = []
     size = path.stat().st_size
     try:
-        with tarfile.open(path, "r:", errors="replace", encoding="utf-8") as tar:
-            for member in tar:
-                if not member.isreg():
-                    continue
+        with path.open("rb") as file:
+            for member in members(file, size):
                 key, extension = _split(member.name)
                 if not extension:
                     continue
-                if not samples or samples[-1].key != key:
+                if not samples or not samples[-1].takes(key, extension):
                     samples.append(_Sample(key))
                 samples[-1].members.append(
-                    {"name": extension, "offset": member.offset_data, "size": member.size}
+                    {"name": extension, "offset": member.offset, "size": member.size}
                 )
-                if member.offset_data + member.size > size:
+                if member.offset + member.size > size:
                     samples[-1].broken = f"the tar ends inside {member.name}"
-    except tarfile.ReadError as error:
+    except Damaged as error:
         if not samples:
             raise UserError(f"{path}: not a tar ({error})") from error
         if samples[-1].broken is None:
@@ -104,7 +106,7 @@ def _index(path: Path) -> list[_Sample]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    folder, base = posixpath.split(name.encode("utf-8", "replace").decode())
+    folder, base = posixpath.split(name)
     stem, _, extension = base.partition(".")
     return posixpath.join(folder, stem), extension.lower()
 

@@ -234,3 +234,20 @@ def test_another_pass_over_other_inputs_is_refused(
     with pytest.raises(UserError, match="no such file"):
         retry(tmp_path / "first", tmp_path / "second")
     assert not (tmp_path / "second").exists()
+
+
+def test_another_pass_takes_the_opt_out_lists_as_they_are_by_then(
+    laion: tuple[Path, dict[str, bytes]], server: Server, tmp_path: Path, ray_cluster: None
+) -> None:
+    path, files = laion
+    table = pq.read_table(path).slice(0, 3).to_pydict()
+    table["URL"] = [server.url(name) for name in ("0.jpg", "again/503/a", "again/503/b")]
+    pq.write_table(pa.table(table), path)
+    unwanted = tmp_path / "list"
+    unwanted.write_text("")
+    assert prepare([path], tmp_path / "first", "none", config(opt_out_hashes=unwanted)).kept == 1
+    server.files |= {"again/503/a": files["1.jpg"], "again/503/b": files["2.jpg"]}
+    unwanted.write_text(hashlib.sha256(files["2.jpg"]).hexdigest())
+    second = retry(tmp_path / "first", tmp_path / "second")
+    assert (second.kept, second.rejected) == (1, 1)
+    assert [row["reason"] for row in rejected(tmp_path / "second")] == ["opted_out"]

@@ -219,6 +219,18 @@ def test_rows_that_are_no_embeddings_are_rejected(tmp_path: Path, ray_cluster: N
     assert verify(tmp_path / "out").problems == ()
 
 
+def test_damaged_metadata_costs_its_rows_alone(tmp_path: Path, ray_cluster: None) -> None:
+    folder = write(tmp_path / "in", [9, 9])
+    path = folder / "metadata" / "metadata_0.parquet"
+    data = bytearray(path.read_bytes())
+    data[4:200] = b"\xff" * 196
+    path.write_bytes(data)
+    info = prepare([folder], tmp_path / "out", CLIP, CONFIG)
+    assert (info.kept, info.rejected) == (9, 9)
+    assert status(tmp_path / "out").reasons == {"broken_source": 9}
+    assert verify(tmp_path / "out").problems == ()
+
+
 def test_a_shard_of_which_nothing_is_kept(tmp_path: Path, ray_cluster: None) -> None:
     folder = write(tmp_path / "in", [9, 9])
     np.save(folder / "img_emb" / "img_emb_0.npy", np.zeros((9, DIM), np.float16))
@@ -341,6 +353,24 @@ def test_any_block_is_read_as_it_lies(
     assert texts is not None
     assert (image == some(0, 41, kind)[first : first + count].astype(np.float32)).all()
     assert (texts == some(100, 41, kind)[first : first + count].astype(np.float32)).all()
+
+
+@given(st.integers(0, 127), st.binary(min_size=1, max_size=4))
+def test_any_header_of_an_array_is_read_or_one_clear_line(
+    tmp_path_factory: pytest.TempPathFactory, place: int, damage: bytes
+) -> None:
+    folder = write(tmp_path_factory.mktemp("header"), [3])
+    path = folder / "img_emb" / "img_emb_0.npy"
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + damage + data[place + len(damage) :])
+    try:
+        (source,) = sources.scan([folder], folder / ".work")
+    except UserError as error:
+        message = str(error)
+    else:
+        message = "rows" if source.rows == 3 else ""
+    assert message
+    assert "\n" not in message
 
 
 def test_verify_finds_what_does_not_fit_together(dataset: Path, tmp_path: Path) -> None:
