@@ -24,7 +24,16 @@ app = typer.Typer(
 )
 
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-_Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="Folder made by `prepare`.")]
+_Dataset = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATASET", help="What `prepare` made: a folder, local or s3://… or gs://…"
+    ),
+]
+_Out = Annotated[
+    str,
+    typer.Option(metavar="DATASET", help="Folder of the result, local or s3://… or gs://…"),
+]
 _Ray = Annotated[
     str | None,
     typer.Option(
@@ -89,10 +98,10 @@ def prepare(
         typer.Argument(
             metavar="INPUT...",
             help="Folders of pairs; parquet/csv/tsv/jsonl tables with paths, bytes or URLs; "
-            "webdataset tars; or folders of them.",
+            "webdataset tars; or folders of them. Local, s3://… or gs://…; a file also https://…",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DATASET", help="Folder of the result.")],
+    out: _Out,
     clip: Annotated[str, typer.Option(metavar="CLIP", help=f"none; {_CLIP_HELP}")] = "none",
     config: Annotated[
         Path | None, typer.Option(metavar="YAML", help="Sizes, caps and filters.")
@@ -103,17 +112,18 @@ def prepare(
 ) -> None:
     """Make a DATASET, or go on with one: shards, metadata, and embeddings if CLIP is given."""
     from base.config import load_config
+    from base.places import folder_place
     from data_pipeline.config import PrepareConfig
     from data_pipeline.pipeline import prepare as run
 
-    settings = load_config(config or Path(os.devnull), PrepareConfig, overrides or [])
-    _tell(out, run(inputs, out, clip, settings, ray_address=ray_address), json)
+    settings = load_config(config or os.devnull, PrepareConfig, overrides or [])
+    _tell(out, run(inputs, folder_place(out), clip, settings, ray_address=ray_address), json)
 
 
 @app.command(epilog="Example: unclip data retry dataset --out dataset-2")
 def retry(
     dataset: _Dataset,
-    out: Annotated[Path, typer.Option(metavar="DATASET", help="Folder of the result.")],
+    out: _Out,
     clip: Annotated[str, typer.Option(metavar="CLIP", help=f"none; {_CLIP_HELP}")] = "none",
     overrides: _Overrides = None,
     ray_address: _Ray = None,
@@ -121,16 +131,18 @@ def retry(
 ) -> None:
     """Try again what was rejected for a reason that may pass, into a DATASET of its own."""
     from base.config import load_config
+    from base.places import folder_place
     from data_pipeline.config import PrepareConfig
     from data_pipeline.retry import retry as run
     from data_pipeline.schema.dataset import CONFIG_FILE, read_dataset
 
-    read_dataset(dataset)
-    settings = load_config(dataset / CONFIG_FILE, PrepareConfig, overrides or [])
-    _tell(out, run(dataset, out, clip, settings, ray_address=ray_address), json)
+    before, after = folder_place(dataset), folder_place(out)
+    read_dataset(before)
+    settings = load_config(before / CONFIG_FILE, PrepareConfig, overrides or [])
+    _tell(out, run(before, after, clip, settings, ray_address=ray_address), json)
 
 
-def _tell(out: Path, info: DatasetInfo, json: bool) -> None:
+def _tell(out: str, info: DatasetInfo, json: bool) -> None:
     if json:
         emit_json(info.to_json())
     else:
@@ -152,9 +164,10 @@ def embed(
     json: _Json = False,
 ) -> None:
     """Add CLIP embeddings to a DATASET made with `--clip none`, or a second set to any."""
+    from base.places import folder_place
     from data_pipeline.embed import embed as run
 
-    info = run(dataset, clip, name, ray_address=ray_address)
+    info = run(folder_place(dataset), clip, name, ray_address=ray_address)
     if json:
         emit_json(info.to_json())
     else:
@@ -164,10 +177,11 @@ def embed(
 @app.command(epilog="Example: unclip data verify dataset --json")
 def verify(dataset: _Dataset, json: _Json = False) -> None:
     """Check every hash, count and alignment of a DATASET; exit code 2 when something is wrong."""
+    from base.places import folder_place
     from data_pipeline.verify import require_whole
     from data_pipeline.verify import verify as run
 
-    report = run(dataset)
+    report = run(folder_place(dataset))
     if json:
         emit_json({"whole": report.whole, **asdict(report)})
     else:
@@ -181,9 +195,10 @@ def verify(dataset: _Dataset, json: _Json = False) -> None:
 @app.command(epilog="Example: unclip data status dataset")
 def status(dataset: _Dataset, json: _Json = False) -> None:
     """Tell how far a DATASET is, and why rows were rejected."""
+    from base.places import folder_place
     from data_pipeline.status import status as run
 
-    found = run(dataset)
+    found = run(folder_place(dataset))
     if json:
         emit_json(asdict(found))
         return

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from base.ahead import map_ahead
 from base.errors import NothingUsable, UserError
+from base.places import Anywhere, Place, children, place
+from base.store_errors import shown
+from base.stores import StorePath, impatient
 from data_pipeline.config import ColumnsConfig
 from data_pipeline.row import Row
 from data_pipeline.sources import pairs, tables, tars, texts
@@ -14,9 +17,11 @@ from data_pipeline.sources.source import Source
 
 __all__ = ["Source", "read", "scan"]
 
+_SCANS = 8  # of files in a store at once: mostly waiting
+
 
 def scan(
-    inputs: Sequence[str | Path], work: Path, named: ColumnsConfig | None = None
+    inputs: Sequence[Anywhere], work: Place, named: ColumnsConfig | None = None
 ) -> list[Source]:
     """The inputs' sources in argument order; what must be listed is listed under `work`.
 
@@ -30,27 +35,40 @@ def scan(
     """
     numbers = itertools.count()
     sources: list[Source] = []
+
+    def scan_one(found: Place, name: str, listing: Place) -> Source:
+        try:
+            return _scan_one(found, name, listing, named or ColumnsConfig())
+        except OSError as error:
+            raise UserError(f"{found}: {error.strerror or error}") from error
+
     for given in inputs:
-        path = Path(given)
-        if not path.exists():
-            raise UserError(f"{given}: no such file or folder")
-        for found in _members(path):
-            listing = work / "listings" / f"{next(numbers):05d}.parquet"
-            name = str(given) if found == path else str(Path(given) / found.name)
-            try:
-                sources.append(_scan_one(found, name, listing, named or ColumnsConfig()))
-            except OSError as error:
-                raise UserError(f"{found}: {error.strerror or error}") from error
+        path = place(given)
+        with impatient():
+            there = path.exists()
+        if not there:
+            raise UserError(f"{shown(str(given))}: no such file or folder")
+        parts = [
+            (
+                found,
+                str(given) if found == path else str(path / found.name),
+                work / "listings" / f"{next(numbers):05d}.parquet",
+            )
+            for found in _members(path)
+        ]
+        threads = _SCANS if isinstance(path, StorePath) else 1
+        sources += map_ahead(lambda part: scan_one(*part), parts, threads)
     if not sum(source.rows for source in sources):
         raise NothingUsable(f"{', '.join(map(str, inputs))}: no rows")
     return sources
 
 
-def _members(path: Path) -> list[Path]:
+def _members(path: Place) -> Sequence[Place]:
     if not path.is_dir() or any((path / name).is_file() for name in pairs.TABLES):
         return [path]
+    inside = children(path)
     for suffix in (".tar", ".parquet", *texts.SUFFIXES):
-        found = sorted(p for p in path.iterdir() if _is_a(p, suffix) and p.is_file())
+        found = [p for p in inside if _is_a(p, suffix) and p.is_file()]
         if found:
             if (pair := pairs.first_pair(path)) is not None:
                 if suffix in texts.SUFFIXES:  # notes beside the pairs
@@ -63,11 +81,11 @@ def _members(path: Path) -> list[Path]:
     return [path]
 
 
-def _is_a(path: Path, suffix: str) -> bool:
+def _is_a(path: Place, suffix: str) -> bool:
     return (texts.kind_of(path) if suffix in texts.SUFFIXES else path.suffix) == suffix
 
 
-def _scan_one(path: Path, name: str, listing: Path, named: ColumnsConfig) -> Source:
+def _scan_one(path: Place, name: str, listing: Place, named: ColumnsConfig) -> Source:
     if path.is_dir():
         return pairs.scan(path, name, listing)
     if path.suffix == ".parquet" or texts.kind_of(path) in texts.SUFFIXES:
