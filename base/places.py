@@ -82,7 +82,8 @@ def beside(file: Place, path: str) -> Place:
     if not isinstance(file, StorePath):
         return file.parent / path
     inside = posixpath.normpath(posixpath.join(file.parent.key, path))
-    if file.on_web or path.startswith("/") or inside.startswith("..") or "://" in path:
+    outside = inside in (".", "..") or inside.startswith("../")
+    if file.on_web or path.startswith("/") or outside or "://" in path:
         raise ValueError(f"{path!r}: not a path below the bucket of the table")
     return StorePath(f"{file.scheme}://{file.bucket}/{inside}")
 

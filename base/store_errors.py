@@ -19,7 +19,7 @@ _NO_CREDENTIALS = {
     "TokenRetrievalError",
     "DefaultCredentialsError",
 }
-_SILENT = ("Connect", "Timeout", "Connection", "ClientPayload", "ServerDisconnected", "Incomplete")
+_SILENT = ("Connect", "Timeout", "HTTPClientError", "ClientPayload", "Disconnected", "Incomplete")
 _PASSING = {"SlowDown", "RequestTimeout", "ConditionalRequestConflict", "OperationAborted"}
 
 

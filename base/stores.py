@@ -279,14 +279,16 @@ class _Reader(io.BufferedIOBase):
 
     def __init__(self, place: StorePath, ahead: int) -> None:
         self._place = place
-        how = {"block_size": max(ahead, 1), "cache_type": "readahead" if ahead else "none"}
+        how: dict[str, Any] = {
+            "block_size": max(ahead, 1),
+            "cache_type": "readahead" if ahead else "none",
+        }
+        if place.on_web:
+            info = place._patiently(lambda fs, path: fs.info(path))
+            if not info["size"] or not info.get("partial", True):
+                raise self._without_parts()
+            how["size"] = info["size"]
         self._file = place._patiently(lambda fs, path: fs.open(path, "rb", **how))
-        if place.on_web and not self._file.seekable():
-            self._file.close()
-            raise UserError(
-                f"{shown(str(place))}: the server does not give parts of files (HTTP Range); "
-                "download it first"
-            )
 
     def readable(self) -> bool:
         return True
@@ -310,7 +312,16 @@ class _Reader(io.BufferedIOBase):
             data: bytes = self._file.read(-1 if size is None else size)
             return data
 
-        return patiently(str(self._place), ask)
+        try:
+            return patiently(str(self._place), ask)
+        except ValueError as error:  # what fsspec says when it gets the whole file
+            raise self._without_parts() from error
+
+    def _without_parts(self) -> UserError:
+        return UserError(
+            f"{shown(str(self._place))}: the server gives no size or no parts (HTTP Range) of it; "
+            "download it first"
+        )
 
     def read1(self, size: int = -1) -> bytes:
         return self.read(size)
@@ -347,7 +358,9 @@ def _filesystem(scheme: str) -> Any:
         plain = {"Accept-Encoding": "identity"}  # parts of a packed answer are no parts of the file
         options["client_kwargs"] = {"timeout": waits, "headers": plain, "trust_env": True}
     try:
-        return fsspec.filesystem(scheme, **options)
+        found = fsspec.filesystem(scheme, **options)
+        found.retries = 1  # those of s3fs, which would multiply the others
+        return found
     except ImportError as error:
         extra = _EXTRAS.get(scheme, scheme)
         raise UserError(
