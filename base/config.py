@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from base import yaml
 from base.errors import UserError
+from base.places import Anywhere, place
 
 
 class Config(BaseModel):
@@ -27,15 +27,16 @@ C = TypeVar("C", bound=Config)
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # of models, of dataclasses
 
 
-def load_config(path: str | os.PathLike[str], kind: type[C], overrides: Sequence[str] = ()) -> C:
+def load_config(path: Anywhere, kind: type[C], overrides: Sequence[str] = ()) -> C:
     """Reads a YAML file as a `kind`; `overrides` such as "optim.lr=1e-4" come after the file.
 
     Raises:
         UserError: one line with the field, the value, what was expected, and the line of the file.
     """
-    where = Path(path).name
+    source = place(path)
+    where = source.name
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = source.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -2,88 +2,48 @@
 
 import errno
 import fcntl
-import json
 import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 
 from base.errors import UserError
+from base.owner import Owner
+from base.places import Anywhere, Place, place
+from base.store_errors import StoreError
+from base.store_lease import StoreRecord
+from base.stores import StorePath
 
 NAME = "unclip.lock"
 RENEW_SECONDS = 30.0
-STALE_SECONDS = 300.0
 _NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who holds a folder; times are seconds since 1970."""
-
-    host: str
-    pid: int
-    namespace: str  # pid namespace: containers may share a host's name but not its pids
-    process_start: str  # tells a process from a later one with the same pid
-    job: str | None  # Slurm job id
-    start: float
-    renewed: float
-    token: str
-
-    @staticmethod
-    def me() -> "Owner":
-        now, pid = time.time(), os.getpid()
-        return Owner(
-            host=socket.gethostname(),
-            pid=pid,
-            namespace=_namespace(),
-            process_start=_process_start(pid),
-            job=os.environ.get("SLURM_JOB_ID"),
-            start=now,
-            renewed=now,
-            token=uuid.uuid4().hex,
-        )
-
-    def gives_way_to(self, other: "Owner") -> bool:
-        """Whether `other` may take the folder: this owner is dead, silent, or the same job."""
-        if time.time() - self.renewed > STALE_SECONDS:
-            return True
-        if self.job is not None and self.job == other.job:
-            return True
-        same_machine = (self.host, self.namespace) == (other.host, other.namespace)
-        return same_machine and _process_start(self.pid) != self.process_start
-
-    def describe(self) -> str:
-        job = f", Slurm job {self.job}" if self.job else ""
-        return f"host {self.host}, pid {self.pid}{job}"
 
 
 class Lease:
     """Holds a folder while the block runs; within one process it may be entered again.
 
-    The lease is the file unclip.lock, renewed every 30 s by a thread and stale after 5 min without
-    renewal. A dead process of the same machine and an earlier run of the same Slurm job give way
-    at once.
+    The lease is the file (in a store the object) unclip.lock, renewed every 30 s by a thread and
+    stale after 5 min without renewal. A dead process of the same machine and an earlier run of the
+    same Slurm job give way at once.
 
     Raises:
         UserError: on entry, when somebody else holds the folder; names host, pid and job.
     """
 
-    _held: ClassVar[dict[Path, "_Holding"]] = {}
+    _held: ClassVar[dict[Place, "_Holding"]] = {}
     _guard: ClassVar[threading.RLock] = threading.RLock()
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Anywhere) -> None:
+        self.folder = place(folder)
 
     def __enter__(self) -> "Lease":
         self.folder.mkdir(parents=True, exist_ok=True)
-        key = self.folder.resolve()
+        key = _resolved(self.folder)
         with Lease._guard:
             holding = Lease._held.get(key)
             if holding is None or holding.pid != os.getpid():  # a forked child owns nothing
@@ -97,7 +57,7 @@ class Lease:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        key = self.folder.resolve()
+        key = _resolved(self.folder)
         with Lease._guard:
             holding = Lease._held[key]
             holding.count -= 1
@@ -106,22 +66,20 @@ class Lease:
                 holding.release()
 
 
+def _resolved(folder: Place) -> Place:
+    return folder if isinstance(folder, StorePath) else folder.resolve()
+
+
 class _Holding:
     """One process's hold on one folder, however often it was entered."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self.pid, self.count = os.getpid(), 0
-        self._path = folder.absolute() / NAME
+        path = folder.absolute() / NAME
+        self._record = StoreRecord(path) if isinstance(path, StorePath) else _FileRecord(path)
         self._owner = Owner.me()
-        with _locked(self._path) as file:
-            other = _read(file)
-            if other is not None and not other.gives_way_to(self._owner):
-                raise UserError(f"{folder}: in use by {other.describe()}; stop that one or wait")
-            try:
-                _write(file, self._owner)
-            except OSError:  # a full disk: what is there now names nobody
-                self._path.unlink()
-                raise
+        if (other := self._record.take(self._owner)) is not None:
+            raise UserError(f"{folder}: in use by {other.describe()}; stop that one or wait")
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
@@ -129,20 +87,53 @@ class _Holding:
     def release(self) -> None:
         self._over.set()
         self._thread.join()
-        with suppress(OSError), _locked(self._path) as file:
-            if self._mine(file):
-                self._path.unlink()
+        with suppress(OSError, StoreError):
+            self._record.drop(self._owner)
 
     def _renew(self) -> None:
         while not self._over.wait(RENEW_SECONDS):
-            with suppress(OSError), _locked(self._path) as file:  # a full disk must not end us
-                if self._mine(file):
-                    self._owner = replace(self._owner, renewed=time.time())
-                    _write(file, self._owner)
+            with suppress(OSError, StoreError):  # a full disk or a silent store must not end us
+                owner = replace(self._owner, renewed=time.time())
+                if self._record.renew(owner):
+                    self._owner = owner
 
-    def _mine(self, file: int) -> bool:
-        other = _read(file)
-        return other is not None and other.token == self._owner.token
+
+class _FileRecord:
+    """The lease as a file, looked at and changed under a lock."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def take(self, owner: Owner) -> Owner | None:
+        """Names `owner` in the lease, or gives the one who does not give way."""
+        with _locked(self._path) as file:
+            other = _read(file)
+            if other is not None and not other.gives_way_to(owner):
+                return other
+            try:
+                _write(file, owner)
+            except OSError:  # a full disk: what is there now names nobody
+                self._path.unlink()
+                raise
+        return None
+
+    def renew(self, owner: Owner) -> bool:
+        """Writes the owner's new time, if the lease is still its own."""
+        with _locked(self._path) as file:
+            mine = _is_of(owner, _read(file))
+            if mine:
+                _write(file, owner)
+        return mine
+
+    def drop(self, owner: Owner) -> None:
+        """Removes the lease, if it is the owner's."""
+        with _locked(self._path) as file:
+            if _is_of(owner, _read(file)):
+                self._path.unlink()
+
+
+def _is_of(owner: Owner, other: Owner | None) -> bool:
+    return other is not None and other.token == owner.token
 
 
 @contextmanager
@@ -177,30 +168,10 @@ def _is_at(file: int, path: Path) -> bool:
 
 def _read(file: int) -> Owner | None:
     """The owner that the file names; None when it names none."""
-    data = os.pread(file, 1 << 16, 0)
-    try:
-        return Owner(**json.loads(data))
-    except (ValueError, TypeError):
-        return None
+    return Owner.from_bytes(os.pread(file, 1 << 16, 0))
 
 
 def _write(file: int, owner: Owner) -> None:
-    data = json.dumps(asdict(owner)).encode()
+    data = owner.to_bytes()
     os.pwrite(file, data, 0)
     os.ftruncate(file, len(data))
-
-
-def _namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _process_start(pid: int) -> str:
-    """The process's start in clock ticks since boot; empty when it does not run."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]  # a zombie holds nothing

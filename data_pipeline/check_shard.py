@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import simplejpeg
 from PIL import Image
 
+from base.places import Place
 from data_pipeline.embed import CLIP_NOTE
 from data_pipeline.features import cosine
+from data_pipeline.parquet import read_table
 from data_pipeline.schema.dataset import (
     EMBEDDING_COLUMNS,
     MAX_EMBEDDING_NORM_ERROR,
@@ -58,10 +59,10 @@ class Problems:
             self.add(where, f"{what}: got {got}, expected {expected}")
 
 
-def check_rejected(root: Path, commit: Commit, problems: Problems) -> list[int]:
+def check_rejected(root: Place, commit: Commit, problems: Problems) -> list[int]:
     """The rejected rows' positions in the input."""
     path = rejected_path(Path(), commit.shard)
-    table = pq.read_table(root / path)
+    table = read_table(root / path)
     if not table.schema.equals(REJECTED_SCHEMA):
         problems.add(path, "has other columns than the contract")
     problems.expect(path, "rows", table.num_rows, commit.rejected)
@@ -94,7 +95,7 @@ def check_metadata(
     return rows
 
 
-def check_tar(root: Path, commit: Commit, table: pa.Table, problems: Problems) -> None:
+def check_tar(root: Place, commit: Commit, table: pa.Table, problems: Problems) -> None:
     """Headers as we write them, members in order, where metadata says, with what it says."""
     path = tar_path(Path(), commit.shard)
     data = (root / path).read_bytes()
@@ -117,7 +118,7 @@ def check_tar(root: Path, commit: Commit, table: pa.Table, problems: Problems) -
         problems.add(path, "does not end with two zero blocks after the last sample")
 
 
-def check_no_tar(root: Path, commit: Commit, table: pa.Table, problems: Problems) -> None:
+def check_no_tar(root: Place, commit: Commit, table: pa.Table, problems: Problems) -> None:
     """Of published embeddings: metadata claims no picture, and captions are what they seem."""
     path = metadata_path(Path(), commit.shard)
     places = [name for name in METADATA_SCHEMA.names if name.endswith(("_offset", "_length"))]
@@ -161,7 +162,7 @@ def _picture_problem(jpeg: bytes, width: int, height: int) -> str | None:
 
 
 def check_embeddings(
-    root: Path,
+    root: Place,
     commit: Commit,
     table: pa.Table,
     info: DatasetInfo,
@@ -203,20 +204,22 @@ def _check_no_texts(table: pa.Table, commit: Commit, problems: Problems) -> None
             problems.add(path, f"{name} is told of embeddings that are not there")
 
 
-def _further_clip(root: Path, name: str) -> ClipInfo:
+def _further_clip(root: Place, name: str) -> ClipInfo:
     return clip_from_json(json.loads(clip_path(root, name).read_text()))
 
 
 def _load_rows(
-    file: Path, path: Path, shape: tuple[int, int], problems: Problems
+    file: Place, path: Path, shape: tuple[int, int], problems: Problems
 ) -> npt.NDArray[np.float16] | None:
     with file.open("rb") as opened:
         version = np.lib.format.read_magic(opened)
         found, fortran, dtype = np.lib.format.read_array_header_1_0(opened)
-    if (version, fortran, dtype) != ((1, 0), False, np.dtype("<f2")) or found != shape:
-        problems.add(path, f"got npy {version} {dtype} {found}, expected (1, 0) float16 {shape}")
-        return None
-    rows: npt.NDArray[np.float16] = np.load(file, allow_pickle=False)
+        if (version, fortran, dtype) != ((1, 0), False, np.dtype("<f2")) or found != shape:
+            got = f"npy {version} {dtype} {found}"
+            problems.add(path, f"got {got}, expected (1, 0) float16 {shape}")
+            return None
+        opened.seek(0)
+        rows: npt.NDArray[np.float16] = np.load(opened, allow_pickle=False)
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     worst = float(np.abs(norms - 1).max(initial=0.0))
     if not worst <= MAX_EMBEDDING_NORM_ERROR:

@@ -13,6 +13,7 @@ import typer
 from base.command import emit_json
 
 if TYPE_CHECKING:
+    from base.places import Place
     from data_pipeline.schema.dataset import DatasetInfo
 
 app = typer.Typer(
@@ -24,7 +25,16 @@ app = typer.Typer(
 )
 
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-_Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="Folder made by `prepare`.")]
+_Dataset = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATASET", help="What `prepare` made: a folder, local or s3://… or gs://…"
+    ),
+]
+_Out = Annotated[
+    str,
+    typer.Option(metavar="DATASET", help="Folder of the result, local or s3://… or gs://…"),
+]
 _Ray = Annotated[
     str | None,
     typer.Option(
@@ -89,10 +99,11 @@ def prepare(
         typer.Argument(
             metavar="INPUT...",
             help="Folders of pairs; parquet/csv/tsv/jsonl tables with paths, bytes or URLs; "
-            "webdataset tars; or folders of them. Or published embeddings (npy and parquet).",
+            "webdataset tars; or folders of them. Or published embeddings (npy and parquet). "
+            "Local, s3://… or gs://…; a file also https://…",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DATASET", help="Folder of the result.")],
+    out: _Out,
     clip: Annotated[
         str,
         typer.Option(
@@ -109,11 +120,12 @@ def prepare(
 ) -> None:
     """Make a DATASET, or go on with one: shards, metadata, and embeddings if CLIP is given."""
     from base.config import load_config
+    from base.places import folder_place
     from data_pipeline.config import PrepareConfig
     from data_pipeline.pipeline import prepare_parts
 
-    settings = load_config(config or Path(os.devnull), PrepareConfig, overrides or [])
-    made = prepare_parts(inputs, out, clip, settings, ray_address=ray_address)
+    settings = load_config(config or os.devnull, PrepareConfig, overrides or [])
+    made = prepare_parts(inputs, folder_place(out), clip, settings, ray_address=ray_address)
     if not json:
         for place, info in made:
             _tell(place, info)
@@ -126,7 +138,7 @@ def prepare(
 @app.command(epilog="Example: unclip data retry dataset --out dataset-2")
 def retry(
     dataset: _Dataset,
-    out: Annotated[Path, typer.Option(metavar="DATASET", help="Folder of the result.")],
+    out: _Out,
     clip: Annotated[str, typer.Option(metavar="CLIP", help=f"none; {_CLIP_HELP}")] = "none",
     overrides: _Overrides = None,
     ray_address: _Ray = None,
@@ -134,20 +146,22 @@ def retry(
 ) -> None:
     """Try again what was rejected for a reason that may pass, into a DATASET of its own."""
     from base.config import load_config
+    from base.places import folder_place
     from data_pipeline.config import PrepareConfig
     from data_pipeline.retry import retry as run
     from data_pipeline.schema.dataset import CONFIG_FILE, read_dataset
 
-    read_dataset(dataset)
-    settings = load_config(dataset / CONFIG_FILE, PrepareConfig, overrides or [])
-    info = run(dataset, out, clip, settings, ray_address=ray_address)
+    before, after = folder_place(dataset), folder_place(out)
+    read_dataset(before)
+    settings = load_config(before / CONFIG_FILE, PrepareConfig, overrides or [])
+    info = run(before, after, clip, settings, ray_address=ray_address)
     if json:
         emit_json(info.to_json())
     else:
         _tell(out, info)
 
 
-def _tell(out: Path, info: DatasetInfo) -> None:
+def _tell(out: Place | str, info: DatasetInfo) -> None:
     typer.echo(
         f"{out}: {info.kept} of {info.input} kept, {info.rejected} rejected, "
         f"{info.shards} shards, CLIP {info.clip.model if info.clip else 'none'}"
@@ -171,11 +185,12 @@ def embed(
 ) -> None:
     """Add CLIP embeddings to a DATASET made with `--clip none`, or a second set to any."""
     from base.config import load_config
+    from base.places import folder_place
     from data_pipeline.config import EmbedConfig
     from data_pipeline.embed import embed as run
 
-    settings = load_config(Path(os.devnull), EmbedConfig, overrides or [])
-    info = run(dataset, clip, name, settings, ray_address=ray_address)
+    settings = load_config(os.devnull, EmbedConfig, overrides or [])
+    info = run(folder_place(dataset), clip, name, settings, ray_address=ray_address)
     if json:
         emit_json(info.to_json())
     else:
@@ -185,10 +200,11 @@ def embed(
 @app.command(epilog="Example: unclip data verify dataset --json")
 def verify(dataset: _Dataset, json: _Json = False) -> None:
     """Check every hash, count and alignment of a DATASET; exit code 2 when something is wrong."""
+    from base.places import folder_place
     from data_pipeline.verify import require_whole
     from data_pipeline.verify import verify as run
 
-    report = run(dataset)
+    report = run(folder_place(dataset))
     if json:
         emit_json({"whole": report.whole, **asdict(report)})
     else:
@@ -202,9 +218,10 @@ def verify(dataset: _Dataset, json: _Json = False) -> None:
 @app.command(epilog="Example: unclip data status dataset")
 def status(dataset: _Dataset, json: _Json = False) -> None:
     """Tell how far a DATASET is, and why rows were rejected."""
+    from base.places import folder_place
     from data_pipeline.status import status as run
 
-    found = run(dataset)
+    found = run(folder_place(dataset))
     if json:
         emit_json(asdict(found))
         return

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from base.ahead import map_ahead
 from base.files import write_json
+from base.places import Place
+from base.stores import StorePath
 from data_pipeline.schema.dataset import (
     EMBEDDED,
     Commit,
@@ -14,41 +18,86 @@ from data_pipeline.schema.dataset import (
     read_commit,
 )
 
+_REQUESTS = 32  # to a store at once
 
-def is_done(root: Path, shard: int, stage: str, name: str | None = None) -> bool:
+
+def is_done(root: Place, shard: int, stage: str, name: str | None = None) -> bool:
     """Whether the shard reached `stage` and its files are there with their committed sizes."""
-    commit = read_commit(root, shard, name)
+    return _is_whole(read_commit(root, shard, name), stage, lambda path: _size(root / path))
+
+
+def done(root: Place, shards: Iterable[int], stage: str, name: str | None = None) -> set[int]:
+    """The shards that are done; a store is asked for a list of its objects, not for each."""
+    shards = list(shards)
+    if not isinstance(root, StorePath):
+        return {shard for shard in shards if is_done(root, shard, stage, name)}
+    sizes = {str(path.relative_to(root)): path.stat().st_size for path in root.rglob()}
+    there = [shard for shard in shards if str(commit_path(Path(), shard, name)) in sizes]
+    commits = read_commits(root, there, name)
+    return {
+        shard
+        for shard, commit in zip(there, commits, strict=True)
+        if _is_whole(commit, stage, sizes.get)
+    }
+
+
+def _is_whole(commit: Commit | None, stage: str, size: Callable[[str], int | None]) -> bool:
     if commit is None or (stage == EMBEDDED and commit.stage != EMBEDDED):
         return False
-    return all(_has_size(root / path, record.bytes) for path, record in commit.files.items())
+    return all(size(path) == record.bytes for path, record in commit.files.items())
 
 
-def _has_size(path: Path, size: int) -> bool:
+def _size(path: Place) -> int | None:
     try:
-        return path.stat().st_size == size
+        return path.stat().st_size
     except FileNotFoundError:
-        return False
+        return None
 
 
-def publish(root: Path, attempt: Path, commit: Commit, name: str | None = None) -> bool:
+def read_commits(
+    root: Place, shards: Iterable[int], name: str | None = None
+) -> Iterator[Commit | None]:
+    """The shards' commits, None where there is none; from a store several at once."""
+    threads = _REQUESTS if isinstance(root, StorePath) else 1
+    return map_ahead(lambda shard: read_commit(root, shard, name), shards, threads)
+
+
+def publish(root: Place, attempt: Place, commit: Commit, name: str | None = None) -> bool:
     """Moves what the attempt wrote (fsynced by its writers) into place and commits it.
 
     False when another attempt was committed before: its bytes stay.
     """
     first = not is_done(root, commit.shard, commit.stage, name)
     if first:
-        new = [root / path for path in commit.files if (attempt / Path(path).name).is_file()]
-        for path in new:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(attempt / path.name, path)
-        for folder in {path.parent for path in new}:
-            _sync_folder(folder)
+        written = {path.name: path for path in attempt.iterdir()}
+        new = [path for path in commit.files if Path(path).name in written]
+        for _ in map_ahead(
+            lambda path: _move(written[Path(path).name], root / path),
+            new,
+            _REQUESTS if isinstance(root, StorePath) else 1,
+        ):
+            pass
+        if not isinstance(root, StorePath):
+            for folder in {(root / path).parent for path in new}:
+                _sync_folder(folder)
         write_commit(root, commit, name)
-    shutil.rmtree(attempt, ignore_errors=True)
+    if isinstance(attempt, StorePath):
+        attempt.remove_below()
+    else:
+        shutil.rmtree(attempt, ignore_errors=True)
     return first
 
 
-def write_commit(root: Path, commit: Commit, name: str | None = None) -> None:
+def _move(source: Place, target: Place) -> None:
+    """Gives a file its last name; in a store by a copy there, which is whole or absent."""
+    if isinstance(source, StorePath) and isinstance(target, StorePath):
+        source.copy_to(target)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(str(source), str(target))
+
+
+def write_commit(root: Place, commit: Commit, name: str | None = None) -> None:
     """Commits a shard whose files, if it has any, are in place."""
     write_json(commit_path(root, commit.shard, name), commit.to_json())
 

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import simplejpeg
 
 from base.errors import UserError
 from base.files import read_json, sha256_file, write_json
 from base.lease import Lease
+from base.places import Place, parts_of
 from base.progress import Progress, share_of
 from base.stop import StopFlag
-from data_pipeline.attempts import new_attempt, work_folder
+from data_pipeline.attempts import attempt_at, work_folder
 from data_pipeline.clip_pool import ClipPool, start_pool
 from data_pipeline.clip_spec import ClipSpec, find_clip
 from data_pipeline.cluster import cluster, cpus, run_bounded
-from data_pipeline.commits import is_done, publish, write_commit
+from data_pipeline.commits import done, publish, read_commits, write_commit
 from data_pipeline.config import EmbedConfig, Precision
 from data_pipeline.features import Embedded, ShardFeatures
+from data_pipeline.parquet import read_schema, read_table
 from data_pipeline.schema.dataset import (
     DATASET_FILE,
     EMBEDDED,
@@ -47,21 +47,20 @@ from data_pipeline.shards import read_note, with_note, write_embeddings, write_p
 CLIP_NOTE = "clip"  # metadata files say which CLIP their columns come from
 
 
-def embed_shard(pool: ClipPool, root: Path, shard: int, name: str | None, attempt: Path) -> Commit:
+def embed_shard(pool: ClipPool, root: Place, shard: int, name: str | None, attempt: Path) -> Commit:
     """Writes npy files, and for the first set the metadata with its three columns filled in.
 
     They lie in the folder `attempt` by their last names.
     """
     before = read_commit(root, shard)
     assert before is not None, "only shards with pictures are embedded"
-    table = pq.read_table(metadata_path(root, shard))
+    table = read_table(metadata_path(root, shard))
     tar = tar_path(root, shard)
     features = ShardFeatures(pool, shard, str(tar))
     places = zip(table["jpg_offset"].to_pylist(), table["jpg_length"].to_pylist(), strict=True)
-    with tar.open("rb") as file:
+    with parts_of(tar) as part:
         for (offset, length), caption in zip(places, table["caption"].to_pylist(), strict=True):
-            jpeg = os.pread(file.fileno(), length, offset)
-            features.add(pool.crop(simplejpeg.decode_jpeg(jpeg)), caption)
+            features.add(pool.crop(simplejpeg.decode_jpeg(part(offset, length))), caption)
     embedded = features.finish()
     files = write_rows(attempt, shard, embedded, name)
     if name is not None:
@@ -97,15 +96,15 @@ def with_columns(table: pa.Table, embedded: Embedded, info: ClipInfo) -> pa.Tabl
 
 
 def _embed_task(
-    pool: ClipPool, root: Path, work: Path, shard: int, name: str | None
-) -> tuple[Path, Commit]:
+    pool: ClipPool, root: Place, work: Place, shard: int, name: str | None
+) -> tuple[Place, Commit]:
     """The body of a Ray task: the attempt's folder, and the commit to publish."""
-    attempt = new_attempt(work, shard)
-    return attempt, embed_shard(pool, root, shard, name, attempt)
+    with attempt_at(work, shard) as (folder, attempt):
+        return attempt, embed_shard(pool, root, shard, name, folder)
 
 
 def embed(
-    dataset: Path,
+    dataset: Place,
     clip: str,
     name: str | None = None,
     config: EmbedConfig | None = None,
@@ -145,7 +144,7 @@ def embed(
 
 
 def is_embedded(
-    root: Path,
+    root: Place,
     info: DatasetInfo,
     spec: ClipSpec,
     precision: Precision = "fp32",
@@ -158,10 +157,10 @@ def is_embedded(
         known = clip_from_json(read_json(path)) if path.is_file() else None
     if known is None or not spec.is_for(known) or known.precision != precision:
         return False
-    return all(is_done(root, shard, EMBEDDED, name) for shard in range(info.shards))
+    return len(done(root, range(info.shards), EMBEDDED, name)) == info.shards
 
 
-def require_pictures(dataset: Path, info: DatasetInfo) -> None:
+def require_pictures(dataset: Place, info: DatasetInfo) -> None:
     """Raises UserError where there are published embeddings alone: nothing else can be made."""
     if info.clip is not None and info.clip.published:
         whose = f"{info.clip.model} {info.clip.pretrained}"
@@ -175,8 +174,8 @@ def _check_name(name: str | None) -> None:
 
 def embed_all(
     ray: Any,
-    root: Path,
-    work: Path,
+    root: Place,
+    work: Place,
     shards: int,
     pool: ClipPool,
     name: str | None,
@@ -189,9 +188,10 @@ def embed_all(
         UserError: the set holds another CLIP's rows, or a shard cannot be embedded.
     """
     claim(root, shards, name, pool.info)
-    commits = [read_commit(root, shard) for shard in range(shards)]
+    commits = list(read_commits(root, range(shards)))
     kept = [commit.kept if commit else 0 for commit in commits]
-    todo = [s for s in range(shards) if not is_done(root, s, EMBEDDED, name)]
+    there = done(root, range(shards), EMBEDDED, name)
+    todo = [s for s in range(shards) if s not in there]
     if not todo:
         return
     task = ray.remote(max_retries=3, scheduling_strategy="SPREAD")(_embed_task)
@@ -200,8 +200,8 @@ def embed_all(
     def submit(shard: int) -> Any:
         return task.remote(shared, root.absolute(), work.absolute(), shard, name)
 
-    done = sum(kept) - sum(kept[s] for s in todo)
-    with share_of(whole, "embed", sum(kept), "samples", done) as bar:
+    before = sum(kept) - sum(kept[s] for s in todo)
+    with share_of(whole, "embed", sum(kept), "samples", before) as bar:
         for shard in todo:
             commit = commits[shard]
             if commit is not None and not kept[shard]:
@@ -218,18 +218,18 @@ def _own(commit: Commit, name: str | None) -> Mapping[str, FileRecord]:
     return commit.files if name is None else {}
 
 
-def claim(root: Path, shards: int, name: str | None, info: ClipInfo) -> None:
+def claim(root: Place, shards: int, name: str | None, info: ClipInfo) -> None:
     """Refuses to mix CLIPs within one set of embeddings.
 
     Raises:
         UserError: the set has rows of another one; which, and in what they differ.
     """
     if name is None:
-        commits = (read_commit(root, shard) for shard in range(shards))
+        commits = read_commits(root, range(shards))
         there = next((c for c in commits if c and c.kept and c.stage == EMBEDDED), None)
         if there is None:
             return
-        note = read_note(pq.read_schema(metadata_path(root, there.shard)), CLIP_NOTE)
+        note = read_note(read_schema(metadata_path(root, there.shard)), CLIP_NOTE)
     elif clip_path(root, name).is_file():
         note = read_json(clip_path(root, name))
     else:

@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from base.errors import NothingUsable, UserError
 from base.files import require_free_space, write_json
 from base.lease import Lease
+from base.places import Anywhere, Place
 from base.progress import Progress, share_of
 from base.stop import StopFlag
 from data_pipeline import columns, sources
-from data_pipeline.attempts import new_attempt, work_folder
+from data_pipeline.attempts import attempt_at, work_folder
 from data_pipeline.clip_pool import ClipPool, start_pool
 from data_pipeline.clip_spec import ClipSpec, find_clip
 from data_pipeline.cluster import cluster, cpus, run_bounded
-from data_pipeline.commits import is_done, publish
+from data_pipeline.commits import done, publish, read_commits
 from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import claim, embed_all, is_embedded
 from data_pipeline.fetch.lists import settled
+from data_pipeline.parquet import read_table
 from data_pipeline.plan import ShardPlan, TooManyShards, persist, plan_fingerprint
 from data_pipeline.schema.dataset import (
     DATASET_FILE,
@@ -35,7 +34,6 @@ from data_pipeline.schema.dataset import (
     ClipInfo,
     Commit,
     DatasetInfo,
-    read_commit,
     read_dataset,
     rejected_path,
     shard_name,
@@ -48,8 +46,8 @@ _TASKS_PER_CPU = 2  # under way: one at work, one waiting
 
 
 def prepare(
-    inputs: Sequence[str | Path],
-    out: Path,
+    inputs: Sequence[Anywhere],
+    out: Place,
     clip: str = "none",
     config: PrepareConfig | None = None,
     *,
@@ -72,20 +70,20 @@ def prepare(
 
     settings = config or PrepareConfig()
 
-    def scan(work: Path) -> list[Source]:
+    def scan(work: Place) -> list[Source]:
         return sources.scan(inputs, work, settings.columns)
 
     return prepare_sources(scan, out, clip, settings, ray_address=ray_address, bar=bar, part=part)
 
 
 def prepare_parts(
-    inputs: Sequence[str | Path],
-    out: Path,
+    inputs: Sequence[Anywhere],
+    out: Place,
     clip: str = "none",
     config: PrepareConfig | None = None,
     *,
     ray_address: str | None = None,
-) -> Iterator[tuple[Path, DatasetInfo]]:
+) -> Iterator[tuple[Place, DatasetInfo]]:
     """`prepare` of inputs of any size: `out`, or `out`-000, `out`-001, … of 10⁵ shards each.
 
     Rows keep their positions in the whole input. Errors are those of `prepare`.
@@ -98,13 +96,13 @@ def prepare_parts(
         yield out, info
         return
     for part in range(parts):
-        place = out.with_name(f"{out.name}-{part:03d}")
+        place = out.parent / f"{out.name}-{part:03d}"
         yield place, prepare(inputs, place, clip, config, ray_address=ray_address, part=part)
 
 
 def prepare_sources(
-    scan: Callable[[Path], list[Source]],
-    out: Path,
+    scan: Callable[[Place], list[Source]],
+    out: Place,
     clip: str,
     config: PrepareConfig,
     *,
@@ -136,7 +134,7 @@ def prepare_sources(
 
 
 @contextmanager
-def _removed_if_empty(out: Path) -> Iterator[None]:
+def _removed_if_empty(out: Place) -> Iterator[None]:
     """Leaves no empty folder behind when nothing could be begun."""
     try:
         yield
@@ -146,7 +144,7 @@ def _removed_if_empty(out: Path) -> Iterator[None]:
         raise
 
 
-def _check_target(out: Path) -> None:
+def _check_target(out: Place) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file, expected a folder")
     if out.is_dir() and not (out / PLAN_FILE).is_file():
@@ -158,12 +156,12 @@ def _check_target(out: Path) -> None:
             )
 
 
-def _complete(out: Path, spec: ClipSpec | None, config: PrepareConfig) -> DatasetInfo | None:
+def _complete(out: Place, spec: ClipSpec | None, config: PrepareConfig) -> DatasetInfo | None:
     """The finished DATASET, when nothing is left to do."""
     if not (out / DATASET_FILE).is_file():
         return None
     info = read_dataset(out)
-    if any(not is_done(out, shard, PIXELS) for shard in range(info.shards)):
+    if len(done(out, range(info.shards), PIXELS)) < info.shards:
         (out / DATASET_FILE).unlink()  # files were lost: until they are back it is not finished
         return None
     return info if spec is None or is_embedded(out, info, spec, config.embed.precision) else None
@@ -171,8 +169,8 @@ def _complete(out: Path, spec: ClipSpec | None, config: PrepareConfig) -> Datase
 
 def _make_shards(
     ray: Any,
-    out: Path,
-    work: Path,
+    out: Place,
+    work: Place,
     found: Sequence[Source],
     shards: Sequence[ShardPlan],
     config: PrepareConfig,
@@ -180,7 +178,8 @@ def _make_shards(
     stop: StopFlag,
     whole: Progress | None,
 ) -> None:
-    todo = {plan.shard: plan for plan in shards if not is_done(out, plan.shard, PIXELS)}
+    there = done(out, range(len(shards)), PIXELS)
+    todo = {plan.shard: plan for plan in shards if plan.shard not in there}
     total, left = sum(p.count for p in shards), sum(p.count for p in todo.values())
     require_free_space(out, left * _LEAST_BYTES_PER_ROW)
     extra = columns.union([source.extra for source in found])
@@ -205,37 +204,36 @@ def _make_shards(
 def _shard_task(
     shared: tuple[tuple[Source, ...], Any, PrepareConfig, ClipPool | None],
     plan: ShardPlan,
-    work: Path,
-) -> tuple[Path, Commit]:
+    work: Place,
+) -> tuple[Place, Commit]:
     """The body of a Ray task: the attempt's folder, and the commit to publish."""
     from data_pipeline.pixels import Job, make_shard
 
-    attempt = new_attempt(work, plan.shard)
     make = make_shard if used_clip(shared[0]) is None else make_vector_shard
-    return attempt, make(Job(plan, *shared), attempt)
+    with attempt_at(work, plan.shard) as (folder, attempt):
+        return attempt, make(Job(plan, *shared), folder)
 
 
-def _commits(out: Path, shards: int) -> Iterator[Commit]:
-    for shard in range(shards):
-        commit = read_commit(out, shard)
+def _commits(out: Place, shards: int) -> Iterator[Commit]:
+    for shard, commit in enumerate(read_commits(out, range(shards))):
         if commit is None:
             raise UserError(f"{out}: shard {shard} has no commit; run the same command again")
         yield commit
 
 
-def _require_kept(out: Path, shards: int) -> None:
+def _require_kept(out: Place, shards: int) -> None:
     if any(commit.kept for commit in _commits(out, shards)):
         return
     reasons: Counter[str] = Counter()
     for shard in range(shards):
-        table = pq.read_table(rejected_path(out, shard), columns=["reason"])
+        table = read_table(rejected_path(out, shard), columns=["reason"])
         reasons.update(table["reason"].to_pylist())
     told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(4))
     raise NothingUsable(f"{out}: none of the {sum(reasons.values())} rows can be kept ({told})")
 
 
 def _finish(
-    out: Path, shards: Sequence[ShardPlan], config: PrepareConfig, clip: ClipInfo | None
+    out: Place, shards: Sequence[ShardPlan], config: PrepareConfig, clip: ClipInfo | None
 ) -> DatasetInfo:
     """Writes the totals; dataset.json last, because its presence says that all is there."""
     pictures = clip is None or not clip.published

@@ -6,7 +6,6 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,9 +14,11 @@ import pyarrow.parquet as pq
 from base.config import dump_config, fingerprint, load_config
 from base.errors import UserError
 from base.files import atomic_path, sha256_file, write_atomic
+from base.places import Place
 from data_pipeline.config import EmbedConfig, PrepareConfig
 from data_pipeline.fetch.config import LISTS, PACE
 from data_pipeline.fetch.lists import digests
+from data_pipeline.parquet import read_table
 from data_pipeline.schema.dataset import CONFIG_FILE, MAX_SHARDS, PLAN_FILE, PLAN_SCHEMA
 from data_pipeline.sources import Source
 
@@ -89,7 +90,7 @@ def cut(rows: Sequence[int], per_shard: int, part: int = 0) -> list[ShardPlan]:
 
 
 def persist(
-    root: Path, sources: Sequence[Source], config: PrepareConfig, part: int | None = None
+    root: Place, sources: Sequence[Source], config: PrepareConfig, part: int | None = None
 ) -> list[ShardPlan]:
     """Writes the plan of the whole input or of a part, or checks that the one there is the same.
 
@@ -109,12 +110,12 @@ def persist(
     return shards
 
 
-def plan_fingerprint(root: Path) -> str:
+def plan_fingerprint(root: Place) -> str:
     """SHA-256 over the hashes of plan.parquet and config.yaml."""
     return fingerprint([sha256_file(root / PLAN_FILE), sha256_file(root / CONFIG_FILE)])
 
 
-def planned_rows(root: Path) -> list[int]:
+def planned_rows(root: Place) -> list[int]:
     """Input rows of each shard, as persisted.
 
     Raises:
@@ -127,12 +128,12 @@ def planned_rows(root: Path) -> list[int]:
     return [counts.get(shard, 0) for shard in range(max(counts, default=-1) + 1)]
 
 
-def first_row(root: Path) -> int:
+def first_row(root: Place) -> int:
     """Where the plan begins in the whole input: 0 but for the later ones of several parts."""
     return int((_read(root).schema.metadata or {}).get(_FIRST_ROW, b"0"))
 
 
-def read_config(root: Path) -> PrepareConfig:
+def read_config(root: Place) -> PrepareConfig:
     """The config of the plan."""
     return load_config(root / CONFIG_FILE, PrepareConfig)
 
@@ -145,7 +146,7 @@ def _identity(sources: Sequence[Source]) -> list[dict[str, Any]]:
 
 
 def _write(
-    root: Path, sources: Sequence[Source], shards: Sequence[ShardPlan], config: PrepareConfig
+    root: Place, sources: Sequence[Source], shards: Sequence[ShardPlan], config: PrepareConfig
 ) -> None:
     rows = list(_rows(sources, shards))
     note = json.dumps(_identity(sources), ensure_ascii=False)
@@ -171,15 +172,15 @@ def _rows(sources: Sequence[Source], shards: Sequence[ShardPlan]) -> Iterator[di
             }
 
 
-def _read(root: Path) -> pa.Table:
+def _read(root: Place) -> pa.Table:
     try:
-        return pq.read_table(root / PLAN_FILE)
+        return read_table(root / PLAN_FILE)
     except (OSError, pa.ArrowException) as error:
         text = " ".join(str(error).split())
         raise UserError(f"{root / PLAN_FILE}: cannot be read ({text})") from error
 
 
-def _require_same(root: Path, sources: Sequence[Source], config: PrepareConfig) -> None:
+def _require_same(root: Place, sources: Sequence[Source], config: PrepareConfig) -> None:
     old, new = _decisive(read_config(root)), _decisive(config)
     for key, value in new.items():
         if old.get(key) != value:
@@ -191,7 +192,7 @@ def _require_same(root: Path, sources: Sequence[Source], config: PrepareConfig) 
     require_same_inputs(root, sources)
 
 
-def _require_same_lists(root: Path, config: PrepareConfig) -> None:
+def _require_same_lists(root: Place, config: PrepareConfig) -> None:
     """Half of a DATASET must not be under another opt-out list than the other half."""
     old = json.loads((_read(root).schema.metadata or {}).get(_LISTS, b"{}"))
     new = digests(config.fetch)
@@ -214,13 +215,13 @@ def _decisive(config: PrepareConfig) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in _FREE}
 
 
-def recorded_inputs(root: Path) -> list[dict[str, Any]]:
+def recorded_inputs(root: Place) -> list[dict[str, Any]]:
     """name, kind, rows and fingerprint of each source that `root` was begun with."""
     found: list[dict[str, Any]] = json.loads((_read(root).schema.metadata or {}).get(_NOTE, b"[]"))
     return found
 
 
-def require_same_inputs(root: Path, sources: Sequence[Source]) -> None:
+def require_same_inputs(root: Place, sources: Sequence[Source]) -> None:
     """Refuses sources other than those that `root` was begun with.
 
     Raises:

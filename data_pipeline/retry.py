@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +12,10 @@ import pyarrow.parquet as pq
 
 from base.errors import NothingUsable, UserError
 from base.files import atomic_path
+from base.places import Place
 from data_pipeline import columns, sources
 from data_pipeline.config import PrepareConfig
+from data_pipeline.parquet import read_table
 from data_pipeline.pipeline import prepare_sources
 from data_pipeline.plan import read_config, recorded_inputs, require_same_inputs
 from data_pipeline.row import Row
@@ -26,8 +27,8 @@ SOURCE_ROW = "source_row"  # of the first DATASET's input
 
 
 def retry(
-    dataset: Path,
-    out: Path,
+    dataset: Place,
+    out: Place,
     clip: str = "none",
     config: PrepareConfig | None = None,
     *,
@@ -47,7 +48,7 @@ def retry(
         raise NothingUsable(f"{dataset}: no row was rejected for a reason that may pass")
     config = config or read_config(dataset)
 
-    def scan(work: Path) -> list[Source]:
+    def scan(work: Place) -> list[Source]:
         inputs = [item["name"] for item in recorded_inputs(dataset)]
         before = sources.scan(inputs, work, read_config(dataset).columns)
         require_same_inputs(dataset, before)
@@ -58,13 +59,13 @@ def retry(
     return prepare_sources(scan, out, clip, config, ray_address=ray_address)
 
 
-def _retryable(dataset: Path, shards: int) -> list[int]:
+def _retryable(dataset: Place, shards: int) -> list[int]:
     """Positions in the whole input, in order."""
     found: list[int] = []
     for shard in range(shards):
         path = rejected_path(dataset, shard)
         try:
-            table = pq.read_table(path, columns=["row", "reason"])
+            table = read_table(path, columns=["row", "reason"])
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
         found += table.filter(pc.is_in(table["reason"], pa.array(RETRYABLE)))["row"].to_pylist()
@@ -72,7 +73,7 @@ def _retryable(dataset: Path, shards: int) -> list[int]:
 
 
 def _write_listing(
-    path: Path, before: list[Source], wanted: list[int], max_bytes: int, rows_at_once: int = 1000
+    path: Place, before: list[Source], wanted: list[int], max_bytes: int, rows_at_once: int = 1000
 ) -> None:
     """The wanted rows as a table of addresses, in row groups: never all of them in memory."""
     extra = columns.union([source.extra for source in before])

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from base.errors import UserError
+from base.places import Place
+from data_pipeline.commits import read_commits
+from data_pipeline.parquet import read_table
 from data_pipeline.plan import planned_rows
 from data_pipeline.schema.dataset import (
     DATASET_FILE,
     EMBEDDED,
     PLAN_FILE,
-    read_commit,
     rejected_path,
 )
 
@@ -36,7 +35,7 @@ class Status:
     further_embeddings: tuple[str, ...]
 
 
-def status(dataset: Path) -> Status:
+def status(dataset: Place) -> Status:
     """Reads plan and commits; safe while preparation runs.
 
     Raises:
@@ -45,13 +44,13 @@ def status(dataset: Path) -> Status:
     if not (dataset / PLAN_FILE).is_file():
         raise UserError(f"{dataset}: not a DATASET (no {PLAN_FILE})")
     planned = planned_rows(dataset)
-    found = [read_commit(dataset, shard) for shard in range(len(planned))]
+    found = read_commits(dataset, range(len(planned)))
     commits = [commit for commit in found if commit is not None]
     reasons: Counter[str] = Counter()
     for commit in commits:
         path = rejected_path(dataset, commit.shard)
         if commit.rejected and path.is_file():
-            reasons.update(pq.read_table(path, columns=["reason"])["reason"].to_pylist())
+            reasons.update(read_table(path, columns=["reason"])["reason"].to_pylist())
     folder = dataset / "embeddings"
     return Status(
         dataset=str(dataset),

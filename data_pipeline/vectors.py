@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from base.errors import UserError
+from base.places import Place
 from data_pipeline import columns
 from data_pipeline.captions import with_caption
 from data_pipeline.clip_spec import ClipSpec
 from data_pipeline.embed import CLIP_NOTE
 from data_pipeline.features import cosine
+from data_pipeline.parquet import read_schema
 from data_pipeline.row import Rejection, Row, rejected_row, utf8
 from data_pipeline.schema.dataset import (
     EMBEDDED,
@@ -47,7 +48,7 @@ _SIDES = ("original_width", "width"), ("original_height", "height")  # names in 
 _Norms = npt.NDArray[np.float32]  # [n]
 
 
-def with_clip(out: Path, found: Sequence[Source], spec: ClipSpec | None) -> list[Source]:
+def with_clip(out: Place, found: Sequence[Source], spec: ClipSpec | None) -> list[Source]:
     """The sources; those of embeddings with the CLIP that the user says they are of.
 
     Raises:
@@ -79,12 +80,12 @@ def with_clip(out: Path, found: Sequence[Source], spec: ClipSpec | None) -> list
     return [replace(source, vectors=replace(vectors, clip=info)) for source, vectors in pairs]
 
 
-def _require_same(out: Path, info: ClipInfo) -> None:
+def _require_same(out: Place, info: ClipInfo) -> None:
     commits = (read_commit(out, shard) for shard in range(_begun(out)))
     there = next((commit for commit in commits if commit and commit.kept), None)
     if there is None:
         return
-    known = read_note(pq.read_schema(metadata_path(out, there.shard)), CLIP_NOTE)
+    known = read_note(read_schema(metadata_path(out, there.shard)), CLIP_NOTE)
     if known != asdict(info):
         raise UserError(
             f"{out}: begun as embeddings of {known['model']} {known['pretrained']}, now "
@@ -92,7 +93,7 @@ def _require_same(out: Path, info: ClipInfo) -> None:
         )
 
 
-def _begun(out: Path) -> int:
+def _begun(out: Place) -> int:
     folder = out / "commits"
     return len(list(folder.iterdir())) if folder.is_dir() else 0
 

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from base.errors import UserError
 from base.files import sha256_file
+from base.places import Place, children, files_below
 from base.progress import Progress
+from base.store_errors import StoreError
 from data_pipeline.check_shard import (
     Problems,
     check_embeddings,
@@ -25,6 +25,7 @@ from data_pipeline.check_shard import (
     check_rejected,
     check_tar,
 )
+from data_pipeline.parquet import read_table
 from data_pipeline.plan import first_row, plan_fingerprint, planned_rows, read_config
 from data_pipeline.schema.dataset import (
     CONFIG_FILE,
@@ -74,7 +75,7 @@ class _ShardResult:
     further: list[Commit] = field(default_factory=list)  # of further embedding sets
 
 
-def verify(dataset: Path) -> VerifyReport:
+def verify(dataset: Place) -> VerifyReport:
     """Reads every byte of a DATASET and compares it with what the contract promises.
 
     Raises:
@@ -122,6 +123,8 @@ def _guarded(problems: Problems, what: str, action: Callable[[], Any]) -> Any:
     """The action's result; whatever it raises becomes a problem."""
     try:
         return action()
+    except StoreError:
+        raise  # says nothing about the DATASET
     except Exception as error:  # damaged files make libraries raise anything
         told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         problems.add(what, " ".join(told.split())[:300] or type(error).__name__)
@@ -129,7 +132,7 @@ def _guarded(problems: Problems, what: str, action: Callable[[], Any]) -> Any:
 
 
 def _check_shard(
-    root: Path, info: DatasetInfo, shard: int, first_row: int, names: list[str | None]
+    root: Place, info: DatasetInfo, shard: int, first_row: int, names: list[str | None]
 ) -> _ShardResult:
     result = _ShardResult()
     problems = result.problems
@@ -150,7 +153,7 @@ def _check_shard(
     return result
 
 
-def _check_commit(root: Path, path: Path, commit: Commit, shard: int, problems: Problems) -> None:
+def _check_commit(root: Place, path: Path, commit: Commit, shard: int, problems: Problems) -> None:
     problems.expect(path, "shard", commit.shard, shard)
     problems.expect(path, "kept + rejected", commit.kept + commit.rejected, commit.input)
     if commit.stage not in (PIXELS, EMBEDDED):
@@ -166,14 +169,14 @@ def _check_commit(root: Path, path: Path, commit: Commit, shard: int, problems: 
             problems.add(name, "its SHA-256 is not the committed one")
 
 
-def _expect_canonical(file: Path, value: Any, problems: Problems, shown: object) -> None:
+def _expect_canonical(file: Place, value: Any, problems: Problems, shown: object) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     if file.read_bytes() != text.encode():
         problems.add(shown, "is not written as we write it: it was changed")
 
 
 def _check_content(
-    root: Path,
+    root: Place,
     info: DatasetInfo,
     commit: Commit,
     first_row: int,
@@ -193,7 +196,7 @@ def _check_content(
     kept: list[int] | None = []
     if commit.kept:
         where = str(metadata_path(Path(), shard))
-        table = _guarded(problems, where, lambda: pq.read_table(root / where))
+        table = _guarded(problems, where, lambda: read_table(root / where))
         if table is None:
             return
         kept = _guarded(problems, where, lambda: check_metadata(table, commit, info, problems))
@@ -230,7 +233,7 @@ def _no_pictures(info: DatasetInfo) -> bool:
 
 
 def _check_totals(
-    root: Path,
+    root: Place,
     info: DatasetInfo,
     planned: list[int],
     commits: list[Commit],
@@ -269,7 +272,7 @@ def _check_totals(
 
 
 def _check_nothing_else(
-    root: Path, info: DatasetInfo, files: set[str], names: list[str | None], problems: Problems
+    root: Place, info: DatasetInfo, files: set[str], names: list[str | None], problems: Problems
 ) -> None:
     known = files | {DATASET_FILE, PLAN_FILE, CONFIG_FILE, SIZES_FILE}
     known |= {str(commit_path(Path(), shard)) for shard in range(info.shards)}
@@ -281,17 +284,15 @@ def _check_nothing_else(
             problems.add(path, "does not belong to the DATASET")
 
 
-def _all_files(root: Path, names: list[str | None]) -> Iterator[str]:
-    for item in sorted(root.iterdir()):
+def _all_files(root: Place, names: list[str | None]) -> Iterator[str]:
+    for item in children(root):
         known = (*_FOLDERS, *_OURS_TOO) if item.is_dir() else (DATASET_FILE,)
         if item.name not in known and item.suffix != ".lock":
             yield item.name
-    tops = [root / folder for folder in _FOLDERS]
-    tops += [root / "embeddings" / name for name in names if name]
+    tops = [*_FOLDERS, *(f"embeddings/{name}" for name in names if name)]
     for top in tops:
-        for path in sorted(top.rglob("*")):
-            if not path.is_dir():
-                yield path.relative_to(root).as_posix()
+        for path in files_below(root / top):
+            yield f"{top}/{path}"
 
 
 def require_whole(report: VerifyReport) -> None:

@@ -4,10 +4,18 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if str(Path(__file__).resolve().parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+if TYPE_CHECKING:
+    from store_server import StoreServer
 
 _DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -50,3 +58,31 @@ def fill_disk() -> Callable[[Path], Path]:
         return path
 
     return fill
+
+
+@pytest.fixture(scope="module")
+def store_server() -> Iterator["StoreServer"]:
+    """An object store on loopback, which the environment's usual variables lead to."""
+    pytest.importorskip("moto")
+    from s3fs import S3FileSystem
+    from store_server import ENVIRONMENT, StoreServer
+
+    server = StoreServer()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": server.url}.items():
+            patch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()  # clients keep the address that they began with
+        yield server
+    S3FileSystem.clear_instance_cache()
+    server.close()
+
+
+@pytest.fixture
+def store(store_server: "StoreServer") -> Iterator["StoreServer"]:
+    """The module's store, in which nothing fails at first."""
+    store_server.seen.clear()
+    store_server.fault = lambda request: None
+    yield store_server
+    store_server.fault = lambda request: None

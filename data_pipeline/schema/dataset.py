@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from base.errors import UserError
+from base.places import Place, below
+
+P = TypeVar("P", bound=Place)
 
 VERSION = 1
 KEYS_PER_SHARD = 10_000  # KEY = shard * KEYS_PER_SHARD + row
@@ -130,44 +132,44 @@ def key_position(key: str) -> tuple[int, int]:
     return divmod(int(key), KEYS_PER_SHARD)
 
 
-def tar_path(root: Path, shard: int) -> Path:
+def tar_path(root: P, shard: int) -> P:
     """The shard's tar."""
-    return root / "shards" / f"{shard_name(shard)}.tar"
+    return below(root, "shards", f"{shard_name(shard)}.tar")
 
 
-def img_emb_path(root: Path, shard: int, name: str | None = None) -> Path:
+def img_emb_path(root: P, shard: int, name: str | None = None) -> P:
     """Image embeddings of the shard, float16 [n, D]; `name` picks embeddings/NAME."""
-    return embedding_root(root, name) / "img_emb" / f"img_emb_{shard_name(shard)}.npy"
+    return below(embedding_root(root, name), "img_emb", f"img_emb_{shard_name(shard)}.npy")
 
 
-def text_emb_path(root: Path, shard: int, name: str | None = None) -> Path:
+def text_emb_path(root: P, shard: int, name: str | None = None) -> P:
     """Text embeddings of the shard, float16 [n, D]."""
-    return embedding_root(root, name) / "text_emb" / f"text_emb_{shard_name(shard)}.npy"
+    return below(embedding_root(root, name), "text_emb", f"text_emb_{shard_name(shard)}.npy")
 
 
-def metadata_path(root: Path, shard: int) -> Path:
+def metadata_path(root: P, shard: int) -> P:
     """The shard's metadata, one row per sample in tar order."""
-    return root / "metadata" / f"metadata_{shard_name(shard)}.parquet"
+    return below(root, "metadata", f"metadata_{shard_name(shard)}.parquet")
 
 
-def rejected_path(root: Path, shard: int) -> Path:
+def rejected_path(root: P, shard: int) -> P:
     """The shard's input rows that were not kept (written for every shard, also with 0 rows)."""
-    return root / "rejected" / f"rejected_{shard_name(shard)}.parquet"
+    return below(root, "rejected", f"rejected_{shard_name(shard)}.parquet")
 
 
-def commit_path(root: Path, shard: int, name: str | None = None) -> Path:
+def commit_path(root: P, shard: int, name: str | None = None) -> P:
     """The shard's commit; its presence means the shard is done."""
-    return embedding_root(root, name) / "commits" / f"{shard_name(shard)}.json"
+    return below(embedding_root(root, name), "commits", f"{shard_name(shard)}.json")
 
 
-def embedding_root(root: Path, name: str | None) -> Path:
+def embedding_root(root: P, name: str | None) -> P:
     """The folder that holds img_emb, text_emb and commits of an embedding set."""
-    return root if name is None else root / "embeddings" / name
+    return root if name is None else below(root, "embeddings", name)
 
 
-def clip_path(root: Path, name: str) -> Path:
+def clip_path(root: P, name: str) -> P:
     """The CLIP record of a further embedding set (the first one's is in dataset.json)."""
-    return embedding_root(root, name) / "clip.json"
+    return below(embedding_root(root, name), "clip.json")
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ class Commit:
         return data
 
 
-def read_dataset(root: Path) -> DatasetInfo:
+def read_dataset(root: Place) -> DatasetInfo:
     """The record of a complete DATASET.
 
     Raises:
@@ -258,16 +260,20 @@ def clip_from_json(data: Mapping[str, Any]) -> ClipInfo:
     return ClipInfo(**data)
 
 
-def read_commit(root: Path, shard: int, name: str | None = None) -> Commit | None:
+def read_commit(root: Place, shard: int, name: str | None = None) -> Commit | None:
     """The shard's commit, or None when the shard is not done.
 
     Raises:
         UserError: the commit exists but cannot be read.
     """
     path = commit_path(root, shard, name)
-    if not path.is_file():
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
         return None
-    data = _load(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({_one_line(error)})") from error
+    data = _parse(text, path)
     _require_version(data, path)
     try:
         files = {file: FileRecord(**record) for file, record in data["files"].items()}
@@ -276,7 +282,7 @@ def read_commit(root: Path, shard: int, name: str | None = None) -> Commit | Non
         raise UserError(f"{path}: not a commit record ({_one_line(error)})") from error
 
 
-def shard_sizes(root: Path, info: DatasetInfo) -> list[int]:
+def shard_sizes(root: Place, info: DatasetInfo) -> list[int]:
     """Samples in each shard, by shard id; 0 where nothing was kept."""
     if info.clip is not None and info.clip.published:  # no tars, which is what sizes.json lists
         commits = (read_commit(root, shard) for shard in range(info.shards))
@@ -298,17 +304,25 @@ def metadata_schema(extra: Iterable[pa.Field] = ()) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Place) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({_one_line(error)})") from error
+    return _parse(text, path)
+
+
+def _parse(text: bytes, path: Place) -> dict[str, Any]:
+    try:
+        data = json.loads(text.decode())
+    except ValueError as error:
         raise UserError(f"{path}: cannot be read ({_one_line(error)})") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a JSON object")
     return data
 
 
-def _require_version(data: Mapping[str, Any], path: Path) -> None:
+def _require_version(data: Mapping[str, Any], path: Place) -> None:
     if data.get("version") != VERSION:
         found = data.get("version")
         raise UserError(f"{path}: version: got {found!r}, expected {VERSION}")

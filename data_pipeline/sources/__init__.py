@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from base.ahead import map_ahead
 from base.errors import NothingUsable, UserError
+from base.places import Anywhere, Place, children, place
+from base.store_errors import shown
+from base.stores import StorePath, impatient
 from data_pipeline.config import ColumnsConfig
 from data_pipeline.row import Row
 from data_pipeline.sources import embeddings, img2dataset, pairs, tables, tars, texts
@@ -17,10 +20,11 @@ __all__ = ["Source", "read", "scan"]
 _TFRECORD = (
     "{}: tfrecords are not read; expected img2dataset's output_format webdataset, files or parquet"
 )
+_SCANS = 8  # of files in a store at once: mostly waiting
 
 
 def scan(
-    inputs: Sequence[str | Path], work: Path, named: ColumnsConfig | None = None
+    inputs: Sequence[Anywhere], work: Place, named: ColumnsConfig | None = None
 ) -> list[Source]:
     """The inputs' sources in argument order; what must be listed is listed under `work`.
 
@@ -35,31 +39,45 @@ def scan(
     """
     numbers = itertools.count()
     sources: list[Source] = []
+
+    def scan_one(found: Place, name: str, listing: Place) -> Source:
+        try:
+            return _scan_one(found, name, listing, named or ColumnsConfig())
+        except OSError as error:
+            raise UserError(f"{found}: {error.strerror or error}") from error
+
     for given in inputs:
-        path = Path(given)
-        if not path.exists():
-            raise UserError(f"{given}: no such file or folder")
-        for found in _members(path):
-            listing = work / "listings" / f"{next(numbers):05d}.parquet"
-            name = str(given) if found == path else str(Path(given) / found.relative_to(path))
-            try:
-                sources.append(_scan_one(found, name, listing, named or ColumnsConfig()))
-            except OSError as error:
-                raise UserError(f"{found}: {error.strerror or error}") from error
+        path = place(given)
+        with impatient():
+            there = path.exists()
+        if not there:
+            raise UserError(f"{shown(str(given))}: no such file or folder")
+        parts = [
+            (
+                found,
+                str(given) if found == path else str(path / found.relative_to(path)),  # type: ignore[arg-type]
+                work / "listings" / f"{next(numbers):05d}.parquet",
+            )
+            for found in _members(path)
+        ]
+        threads = _SCANS if isinstance(path, StorePath) else 1
+        sources += map_ahead(lambda part: scan_one(*part), parts, threads)
     if not sum(source.rows for source in sources):
         raise NothingUsable(f"{', '.join(map(str, inputs))}: no rows")
     return sources
 
 
-def _members(path: Path) -> list[Path]:
+def _members(path: Place) -> Sequence[Place]:
     if not path.is_dir() or any((path / name).is_file() for name in pairs.TABLES):
         return [path]
-    if not any(path.glob("*.tar")) and (vectors := embeddings.members(path)):
+    inside = children(path)
+    kinds = {found.suffix for found in inside}
+    if ".tar" not in kinds and (vectors := embeddings.members(path)):
         return vectors
-    if any(path.glob("*.tfrecord")):
+    if ".tfrecord" in kinds:
         raise UserError(_TFRECORD.format(path))
     for suffix in (".tar", ".parquet", *texts.SUFFIXES):
-        found = sorted(p for p in path.iterdir() if _is_a(p, suffix) and p.is_file())
+        found = [p for p in inside if _is_a(p, suffix) and p.is_file()]
         if found:
             if (pair := pairs.first_pair(path)) is not None:
                 if suffix in texts.SUFFIXES or _are_records(found):  # notes beside the pairs
@@ -72,15 +90,15 @@ def _members(path: Path) -> list[Path]:
     return [path]
 
 
-def _are_records(found: list[Path]) -> bool:
+def _are_records(found: Sequence[Place]) -> bool:
     return found[0].suffix == ".parquet" and img2dataset.are_records(found)
 
 
-def _is_a(path: Path, suffix: str) -> bool:
+def _is_a(path: Place, suffix: str) -> bool:
     return (texts.kind_of(path) if suffix in texts.SUFFIXES else path.suffix) == suffix
 
 
-def _scan_one(path: Path, name: str, listing: Path, named: ColumnsConfig) -> Source:
+def _scan_one(path: Place, name: str, listing: Place, named: ColumnsConfig) -> Source:
     if path.is_dir():
         return pairs.scan(path, name, listing)
     if path.suffix == ".parquet" or texts.kind_of(path) in texts.SUFFIXES:

@@ -12,16 +12,17 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from base.errors import UserError
+from base.places import Anywhere, Place, children, place
 from data_pipeline.config import ColumnsConfig
+from data_pipeline.parquet import open_parquet, read_schema
 from data_pipeline.row import Rejection, Row
 from data_pipeline.sources.source import Source, Vectors, clean_captions, table_rows
 from data_pipeline.sources.tables import (
@@ -46,40 +47,50 @@ Rows = npt.NDArray[np.float32]  # [n, D]
 class _Array:
     """An npy file's header."""
 
-    path: Path
+    path: Place
     rows: int
     dim: int
     dtype: np.dtype[Any]
     begin: int  # where the rows begin
 
 
-def members(folder: Path) -> list[Path]:
+def members(folder: Place) -> list[Place]:
     """The folder's files of image embeddings by their numbers; none: it holds no embeddings.
 
     Raises:
         UserError: two files have one number.
     """
     nested = folder / _IMAGES
-    place = nested if nested.is_dir() else folder
-    found = [path for path in place.glob(f"*{SUFFIX}") if _is_one(path, place == nested)]
-    by_number: dict[int, Path] = {}
-    for path in sorted(found):
+    inside = _inside(nested)
+    found = [path for path in inside or children(folder) if _is_one(path, bool(inside))]
+    by_number: dict[int, Place] = {}
+    for path in found:
         other = by_number.setdefault(_number(path), path)
         if other != path:
             raise UserError(f"{path}: has the number of {other.name}")
     return [by_number[number] for number in sorted(by_number)]
 
 
-def _is_one(path: Path, nested: bool) -> bool:
-    return not path.name.startswith(".") and (nested or path.name.startswith(_IMAGES))
+def _inside(folder: Place) -> list[Place]:
+    return children(folder) if folder.is_dir() else []
 
 
-def _number(path: Path) -> int:
-    match = _NUMBER.search(path.stem)
+def _is_one(path: Place, nested: bool) -> bool:
+    if path.suffix != SUFFIX or path.name.startswith("."):
+        return False
+    return nested or path.name.startswith(_IMAGES)
+
+
+def _stem(path: Place) -> str:
+    return PurePath(path.name).stem
+
+
+def _number(path: Place) -> int:
+    match = _NUMBER.search(_stem(path))
     return int(match[1]) if match else -1
 
 
-def scan(path: Path, name: str, named: ColumnsConfig) -> Source:
+def scan(path: Place, name: str, named: ColumnsConfig) -> Source:
     """Looks at one file of image embeddings and what belongs to it.
 
     Raises:
@@ -90,7 +101,7 @@ def scan(path: Path, name: str, named: ColumnsConfig) -> Source:
         raise UserError(f"{path}: no {_METADATA} with its number ({_METADATA}_*.parquet)")
     texts = _beside(path, _TEXTS, SUFFIX)
     try:
-        with pq.ParquetFile(metadata) as file:
+        with open_parquet(metadata) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{metadata}: cannot be read ({' '.join(str(error).split())})") from error
@@ -117,18 +128,19 @@ def scan(path: Path, name: str, named: ColumnsConfig) -> Source:
     )
 
 
-def _beside(path: Path, kind: str, suffix: str) -> Path | None:
+def _beside(path: Place, kind: str, suffix: str) -> Place | None:
     """The file of another kind with the same number."""
     nested = path.parent.name == _IMAGES
-    place = path.parent.parent / kind if nested else path.parent
-    alike = place / f"{path.stem.replace(_IMAGES, kind)}{suffix}"
+    folder = path.parent.parent / kind if nested else path.parent
+    alike = folder / f"{_stem(path).replace(_IMAGES, kind)}{suffix}"
     if alike.is_file():
         return alike
-    found = (p for p in sorted(place.glob(f"*{suffix}")) if nested or p.name.startswith(kind))
+    found = [p for p in _inside(folder) if p.suffix == suffix]
+    found = [p for p in found if nested or p.name.startswith(kind)]
     return next((p for p in found if _number(p) == _number(path)), None)
 
 
-def _header(path: Path) -> _Array:
+def _header(path: Place) -> _Array:
     """Raises UserError when the file is no whole npy of float rows; nothing is unpickled."""
     try:
         with path.open("rb") as file:
@@ -156,7 +168,7 @@ def _header(path: Path) -> _Array:
     return _Array(path, shape[0], shape[1], dtype, begin)
 
 
-def _edges(path: Path) -> bytes:
+def _edges(path: Place) -> bytes:
     """Size, beginning and end: reading all of a terabyte to plan would take hours."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -174,8 +186,8 @@ def read_vectors(source: Source, first: int, count: int) -> tuple[Rows, Rows | N
     """
     assert source.vectors is not None, "only sources of embeddings have them"
     texts = source.vectors.texts
-    image = _block(_header(Path(source.path)), first, count)
-    return image, _block(_header(Path(texts)), first, count) if texts else None
+    image = _block(_header(place(source.path)), first, count)
+    return image, _block(_header(place(texts)), first, count) if texts else None
 
 
 def _block(array: _Array, first: int, count: int) -> Rows:
@@ -190,9 +202,8 @@ def _block(array: _Array, first: int, count: int) -> Rows:
 
 def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:
     """What metadata says of each row; `image` is empty. Rows of a damaged part say so."""
-    with pq.ParquetFile(source.table) as file:
-        schema = file.schema_arrow
-    roles = _roles(schema, Path(source.table), source.columns)
+    schema = read_schema(source.table)
+    roles = _roles(schema, source.table, source.columns)
     position = first
     try:
         for batch in table_rows(source.table, first, count, batch=1024):
@@ -208,7 +219,7 @@ def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row
             yield Row(str(place), problem=Rejection("broken_source", told))
 
 
-def _roles(schema: pa.Schema, metadata: Path, named: ColumnsConfig) -> Roles:
+def _roles(schema: pa.Schema, metadata: Anywhere, named: ColumnsConfig) -> Roles:
     """Captions, address, key and hashes; a path leads to nothing that is here."""
     found = find_roles(schema, str(metadata), picture=False, named=named)
     return Roles(found.captions, None, None, found.url, found.key, None, found.hashes)

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from base.places import Place, children
+from data_pipeline.parquet import read_schema
 
 _OWN = {"key", "status", "error_message"}  # columns that it adds to those of its input
 
 
-def are_records(tables: Iterable[Path]) -> bool:
+def are_records(tables: Iterable[Place]) -> bool:
     """Whether the parquet files are its accounts of pictures that lie elsewhere."""
     return all(_is_record(path) for path in tables)
 
 
-def records(folder: Path) -> list[str]:
+def records(folder: Place) -> list[str]:
     """Names of its accounts in a folder of pairs: their rows are in the pairs' own .json."""
-    return sorted(path.name for path in folder.glob("*.parquet") if _is_record(path))
+    found = [path for path in children(folder) if path.suffix == ".parquet"]
+    return [path.name for path in found if _is_record(path)]
 
 
-def _is_record(path: Path) -> bool:
+def _is_record(path: Place) -> bool:
     try:
-        schema = pq.read_schema(path)
+        schema = read_schema(path)
     except (pa.ArrowException, OSError):
         return False
     return set(schema.names) >= _OWN and not any(pa.types.is_binary(kind) for kind in schema.types)

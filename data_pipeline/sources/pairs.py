@@ -5,20 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from base.ahead import map_ahead
 from base.errors import NothingUsable, UserError
+from base.places import Place, place
+from base.stores import StorePath
 from data_pipeline import columns
 from data_pipeline.row import Rejection, Row
 from data_pipeline.sources import img2dataset
 from data_pipeline.sources.source import (
     INFER_ROWS,
+    READS,
     Source,
+    ahead,
     clean_captions,
     parse_sidecar,
     table_rows,
@@ -54,7 +60,7 @@ class _Captions:
     bad: dict[str, str] = field(default_factory=dict)  # of its lines that are none: what is wrong
 
 
-def scan(folder: Path, name: str, listing: Path) -> Source:
+def scan(folder: Place, name: str, listing: Place) -> Source:
     """Lists the folder's pairs, sorted by the bytes of their relative paths.
 
     Raises:
@@ -87,22 +93,30 @@ def scan(folder: Path, name: str, listing: Path) -> Source:
         name=name,
         path=str(folder.absolute()),
         rows=len(pictures),
-        fingerprint=_fingerprint(folder, table, captions),
+        fingerprint=_fingerprint(folder, files, table, captions),
         table=write_listing(listing, table.schema, table.to_batches()),
         extra=extra,
         notes=tuple(notes),
     )
 
 
-def first_pair(folder: Path) -> str | None:
+def first_pair(folder: Place) -> str | None:
     """The .txt of some pair below a folder, if there is one."""
     files = _walk(folder)
     stems = {posixpath.splitext(path)[0] for path in files if not path.endswith((".txt", ".json"))}
     return min((f"{stem}.txt" for stem in stems if f"{stem}.txt" in files), default=None)
 
 
-def _walk(folder: Path) -> set[str]:
-    """Relative paths of all files, hidden ones left out."""
+def _walk(folder: Place) -> dict[str, int | None]:
+    """Relative paths of all files, hidden ones left out, with the sizes that a store's list has."""
+    if isinstance(folder, StorePath):
+        inside = len(f"{folder}/")
+        sizes = {str(path)[inside:]: path.stat().st_size for path in folder.rglob()}
+        return {
+            path: size
+            for path, size in sizes.items()
+            if not any(part.startswith(".") for part in path.split("/"))
+        }
     found: set[str] = set()
 
     def refuse(error: OSError) -> None:
@@ -113,10 +127,10 @@ def _walk(folder: Path) -> set[str]:
         place = Path(top).relative_to(folder).as_posix()
         start = "" if place == "." else place + "/"
         found.update(start + name for name in names if not name.startswith("."))
-    return found
+    return dict.fromkeys(found)
 
 
-def _load_captions(folder: Path) -> _Captions:
+def _load_captions(folder: Place) -> _Captions:
     path = next((folder / name for name in TABLES if (folder / name).is_file()), None)
     if path is None:
         return _Captions()
@@ -151,7 +165,7 @@ def _encoded(text: Any) -> Any:
     return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
 
 
-def _pictures(files: set[str], texts: set[str], captions: _Captions) -> list[str]:
+def _pictures(files: Collection[str], texts: set[str], captions: _Captions) -> list[str]:
     """Files with a caption, and entries of the table whether their file exists or not."""
     found = {*captions.first, *captions.bad}
     stems: dict[str, list[str]] = {}
@@ -167,7 +181,7 @@ def _pictures(files: set[str], texts: set[str], captions: _Captions) -> list[str
 
 
 def _listing(
-    pictures: list[str], files: set[str], texts: set[str], captions: _Captions
+    pictures: list[str], files: Collection[str], texts: set[str], captions: _Captions
 ) -> pa.Table:
     stems = [posixpath.splitext(path)[0] for path in pictures]
     table = {
@@ -195,11 +209,14 @@ def _listing(
     return pa.table(table)
 
 
-def _fingerprint(folder: Path, table: pa.Table, captions: _Captions) -> str:
+def _fingerprint(
+    folder: Place, files: Mapping[str, int | None], table: pa.Table, captions: _Captions
+) -> str:
     digest = hashlib.sha256()
     for path, text in zip(table["file"].to_pylist(), table["txt"].to_pylist(), strict=True):
         stem = os.path.splitext(path)[0]
-        sizes = [_size(folder, path), _size(folder, stem + b".txt") if text else -1]
+        beside = stem + b".txt"
+        sizes = [_size(folder, files, path), _size(folder, files, beside) if text else -1]
         digest.update(path + repr(sizes).encode())
     if captions.table is not None:
         for batch in table.drop_columns(["file", "txt", "json"]).to_batches():
@@ -207,14 +224,17 @@ def _fingerprint(folder: Path, table: pa.Table, captions: _Captions) -> str:
     return digest.hexdigest()
 
 
-def _size(folder: Path, path: bytes) -> int:
+def _size(folder: Place, files: Mapping[str, int | None], path: bytes) -> int:
+    if isinstance(folder, StorePath):
+        size = files.get(os.fsdecode(path))
+        return -1 if size is None else size
     try:
         return os.stat(os.path.join(os.fsencode(folder), path)).st_size
     except OSError:
         return -1
 
 
-def _extra(folder: Path, table: pa.Table, captions: _Captions) -> pa.Schema:
+def _extra(folder: Place, table: pa.Table, captions: _Captions) -> pa.Schema:
     known = (
         []
         if captions.table is None
@@ -224,16 +244,21 @@ def _extra(folder: Path, table: pa.Table, captions: _Captions) -> pa.Schema:
             if field.name.startswith(_COLUMN)
         ]
     )
-    objects = []
-    for name in table["json"].slice(0, INFER_ROWS).to_pylist():
-        try:
-            objects.append(without_captions(_sidecar(folder, name)))
-        except Rejection:
-            continue
+    names = table["json"].slice(0, INFER_ROWS).to_pylist()
+    threads = READS if isinstance(folder, StorePath) else 1
+    objects = map_ahead(partial(_keys, folder), names, threads)
     return columns.union([pa.schema(known), columns.infer(objects)])
 
 
-def _sidecar(folder: Path, name: bytes | None) -> dict[str, Any]:
+def _keys(folder: Place, name: bytes | None) -> dict[str, Any]:
+    """What becomes columns of a picture's .json; nothing of one that cannot be read."""
+    try:
+        return without_captions(_sidecar(folder, name))
+    except Rejection:
+        return {}
+
+
+def _sidecar(folder: Place, name: bytes | None) -> dict[str, Any]:
     if name is None:
         return {}
     path = folder / os.fsdecode(name)
@@ -244,8 +269,9 @@ def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row
     """Rows of a folder, in order."""
     for batch in table_rows(source.table, first, count):
         lists = {name: values(batch, name) for name in batch.schema.names}
-        for i in range(batch.num_rows):
-            yield _row(source, {name: column[i] for name, column in lists.items()}, max_bytes)
+        rows = [{n: column[i] for n, column in lists.items()} for i in range(batch.num_rows)]
+        in_store = isinstance(place(source.path), StorePath)
+        yield from ahead(partial(_row, source), rows, max_bytes, in_store)
 
 
 def _row(source: Source, row: dict[str, Any], max_bytes: int) -> Row:
@@ -257,7 +283,7 @@ def _row(source: Source, row: dict[str, Any], max_bytes: int) -> Row:
         if row.get("bad"):
             raise Rejection("bad_row", row["bad"])
         _check_inside(path)
-        folder = Path(source.path)
+        folder = place(source.path)
         extra = {n.removeprefix(_COLUMN): v for n, v in row.items() if n.startswith(_COLUMN)}
         sidecar = _sidecar(folder, row["json"])
         texts: list[Any] = [*_lines(folder, path, row["txt"]), *(row["captions"] or [])]
@@ -280,7 +306,7 @@ def _check_inside(path: str) -> None:
         raise Rejection("bad_path", f"{path!r}: not a path inside the folder")
 
 
-def _lines(folder: Path, path: str, present: bool) -> Iterable[bytes]:
+def _lines(folder: Place, path: str, present: bool) -> Iterable[bytes]:
     """The .txt's lines, each a caption of its own."""
     if not present:
         return ()

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from base.ahead import map_ahead
+from base.files import atomic_path
+from base.places import Place
 from data_pipeline.config import ColumnsConfig
-from data_pipeline.row import Rejection
+from data_pipeline.parquet import open_parquet
+from data_pipeline.row import Rejection, Row
 from data_pipeline.schema.dataset import ClipInfo
 
 Kind = Literal["pairs", "tar", "table", "embeddings"]
 MAX_CAPTION_BYTES = 1 << 20
 LISTING_ROWS = 1000  # rows of a listing's row group
 INFER_ROWS = 256  # rows whose json is read for the types of its keys
+READS = 16  # of objects in a store at once: each waits much longer than it works
+_LARGE = 8 << 20  # bytes of a picture that is read alone
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Source:
 
     kind: Kind
     name: str  # as the user gave it
-    path: str  # absolute
+    path: str  # absolute, or an address
     rows: int
     fingerprint: str
     table: str
@@ -54,7 +61,7 @@ def table_rows(
     path: str, first: int, count: int, columns: list[str] | None = None, batch: int = 256
 ) -> Iterator[pa.RecordBatch]:
     """Rows first … first + count - 1 of a parquet file, reading only their row groups."""
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         groups, skip, seen = [], first, 0
         for group, size in enumerate(sizes):
@@ -73,13 +80,30 @@ def table_rows(
                 return
 
 
-def write_listing(path: Path, schema: pa.Schema, rows: Iterable[pa.RecordBatch]) -> str:
+def write_listing(path: Place, schema: pa.Schema, rows: Iterable[pa.RecordBatch]) -> str:
     """Write a listing in small row groups; gives its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetWriter(path, schema) as writer:
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for batch in rows:
             writer.write_batch(batch, row_group_size=LISTING_ROWS)
     return str(path.absolute())
+
+
+def ahead(
+    make: Callable[[T, int], Row], items: Sequence[T], max_bytes: int, in_store: bool
+) -> Iterator[Row]:
+    """make(item, max_bytes) of each item, in order; out of a store several at once.
+
+    Of those that are read at once none is large, so what is held in memory stays small.
+    """
+    if not in_store:
+        for item in items:
+            yield make(item, max_bytes)
+        return
+    small = min(max_bytes, _LARGE)
+    found = map_ahead(lambda item: make(item, small), items, READS)
+    for item, row in zip(items, found, strict=True):
+        too_large = row.problem is not None and row.problem.reason == "too_many_bytes"
+        yield make(item, max_bytes) if too_large and small < max_bytes else row
 
 
 def clean_captions(values: Iterable[Any]) -> tuple[str, ...]:

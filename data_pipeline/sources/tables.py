@@ -9,21 +9,25 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from base.errors import UserError
 from base.files import sha256_file
+from base.places import Place, beside, place
+from base.store_errors import StoreRefused
+from base.stores import StorePath
 from data_pipeline import columns
 from data_pipeline.config import ColumnsConfig
+from data_pipeline.parquet import open_parquet, read_table
 from data_pipeline.row import Rejection, Row
 from data_pipeline.sources import img2dataset, texts
 from data_pipeline.sources.source import (
     INFER_ROWS,
     Source,
+    ahead,
     clean_captions,
     parse_sidecar,
     table_rows,
@@ -157,7 +161,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def load_table(path: Path) -> pa.Table:
+def load_table(path: Place) -> pa.Table:
     """A small table as a whole; captions and paths are always text.
 
     Raises:
@@ -167,12 +171,12 @@ def load_table(path: Path) -> pa.Table:
         schema, rows = texts.blocks(path, _TEXT)
         return pa.Table.from_batches(rows, schema)
     try:
-        return pq.read_table(path)
+        return read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise texts.cannot_be_read(path, error) from error
 
 
-def scan(path: Path, name: str, listing: Path, named: ColumnsConfig = _BY_NAME) -> Source:
+def scan(path: Place, name: str, listing: Place, named: ColumnsConfig = _BY_NAME) -> Source:
     """Looks at one table; csv, tsv and json lines are turned into parquet at `listing`.
 
     Raises:
@@ -184,7 +188,7 @@ def scan(path: Path, name: str, listing: Path, named: ColumnsConfig = _BY_NAME) 
         table = write_listing(listing, *texts.blocks(path, _TEXT))
         print_ = sha256_file(path)
     try:
-        with pq.ParquetFile(table) as file:
+        with open_parquet(table) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names, in the last case
         raise texts.cannot_be_read(path, error) from error
@@ -200,7 +204,7 @@ def other_columns(schema: pa.Schema, roles: Roles) -> pa.Schema:
     return pa.schema([field for field in schema if field.name not in roles.consumed])
 
 
-def parquet_fingerprint(path: Path) -> str:
+def parquet_fingerprint(path: Place) -> str:
     """Hash of size and footer: the footer holds every chunk's place, size and statistics."""
     try:
         with path.open("rb") as file:
@@ -256,19 +260,23 @@ def _as_value(item: pa.Scalar) -> Any:
 
 def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:
     """Rows of a table, in order; those of a damaged part say so."""
-    with pq.ParquetFile(source.table) as file:
+    with open_parquet(source.table) as file:
         schema = file.schema_arrow
         groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     roles = find_roles(schema, source.name, named=source.columns)
+    make = partial(_numbered_row, source, roles)
     position, spans = first, [first + count]  # the ends of what is read in one go
     while spans:
         why = "fewer rows than its footer says"
         try:
             for batch in table_rows(source.table, position, spans[0] - position, batch=64):
                 lists = {name: values(batch, name) for name in schema.names}
-                for i in range(batch.num_rows):
-                    row = {name: column[i] for name, column in lists.items()}
-                    yield _row(source, roles, row, position, max_bytes)
+                rows = [
+                    {n: column[i] for n, column in lists.items()} for i in range(batch.num_rows)
+                ]
+                in_store = _in_store(source, lists.get(roles.path or ""))
+                for row in ahead(make, list(enumerate(rows, position)), max_bytes, in_store):
+                    yield row
                     position += 1
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
@@ -282,6 +290,20 @@ def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row
             yield Row(str(position), problem=Rejection("broken_source", f"damaged table: {why}"))
             position += 1
         spans.pop(0)
+
+
+def _in_store(source: Source, paths: list[Any] | None) -> bool:
+    """Whether some of the pictures that the paths name lie in a store."""
+    if paths is None or isinstance(place(source.path), StorePath):
+        return paths is not None
+    return any(isinstance(path, str) and "://" in path for path in paths)
+
+
+def _numbered_row(
+    source: Source, roles: Roles, numbered: tuple[int, dict[str, Any]], max_bytes: int
+) -> Row:
+    position, row = numbered
+    return _row(source, roles, row, position, max_bytes)
 
 
 def _row(source: Source, roles: Roles, row: dict[str, Any], position: int, max_bytes: int) -> Row:
@@ -336,20 +358,40 @@ def _picture(source: Source, roles: Roles, row: dict[str, Any], max_bytes: int) 
     if not isinstance(path, str) or not path or "\0" in path:
         told = img2dataset.why_not(row) or "the row names no picture"
         raise Rejection("no_image" if not path else "bad_path", told)
-    return read_file(Path(source.path).parent / path, path, max_bytes)
+    try:
+        return read_file(beside(place(source.path), path), path, max_bytes)
+    except ValueError as error:
+        raise Rejection("bad_path", str(error)) from error
+    except StoreRefused as error:
+        if "://" not in path:  # the input's own bucket: a matter of the job, not of the row
+            raise
+        raise Rejection("unreadable_file", str(error)) from error
 
 
-def read_file(path: Path, shown: str, max_bytes: int) -> bytes:
+def read_file(path: Place, shown: str, max_bytes: int) -> bytes:
     """A regular file's bytes; raises Rejection when there are none to have."""
     try:
+        if isinstance(path, StorePath):
+            return _read_object(path, shown, max_bytes)
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise Rejection("unreadable_file", f"{shown}: not a regular file")
         if status.st_size > max_bytes:
-            message = f"{shown}: {status.st_size} bytes, the cap is {max_bytes}"
-            raise Rejection("too_many_bytes", message)
+            raise _too_many(shown, status.st_size, max_bytes)
         return path.read_bytes()
     except FileNotFoundError as error:
         raise Rejection("missing_file", f"{shown}: no such file") from error
     except OSError as error:
         raise Rejection("unreadable_file", f"{shown}: {error.strerror}") from error
+
+
+def _read_object(path: StorePath, shown: str, max_bytes: int) -> bytes:
+    """In one request; what keeps the store from answering ends the work: it is no row's fault."""
+    data = path.read_bytes(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise _too_many(shown, path.stat().st_size, max_bytes)
+    return data
+
+
+def _too_many(shown: str, size: int, cap: int) -> Rejection:
+    return Rejection("too_many_bytes", f"{shown}: {size} bytes, the cap is {cap}")

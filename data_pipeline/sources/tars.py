@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
 from base.errors import UserError
+from base.places import Part, Place, parts_of, place
+from base.stores import StorePath
 from data_pipeline import columns
 from data_pipeline.row import Rejection, Row
 from data_pipeline.sources.headers import Damaged, members
@@ -34,6 +35,7 @@ _MEMBERS = pa.list_(
     pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 )
 _SMALL = 16 << 20  # more than any honest caption or json
+_HEADERS = 1 << 20  # read at once from a store: what one request's wait is worth
 
 
 @dataclass
@@ -47,7 +49,7 @@ class _Sample:
         return key == self.key and all(extension != member["name"] for member in self.members)
 
 
-def scan(path: Path, name: str, listing: Path) -> Source:
+def scan(path: Place, name: str, listing: Place) -> Source:
     """Indexes a tar by its headers; data is skipped over.
 
     Raises:
@@ -78,12 +80,12 @@ def scan(path: Path, name: str, listing: Path) -> Source:
     )
 
 
-def _index(path: Path) -> list[_Sample]:
+def _index(path: Place) -> list[_Sample]:
     """All samples by header; a damaged end becomes a last sample that says so."""
     samples: list[_Sample] = []
     size = path.stat().st_size
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             for member in members(file, size):
                 key, extension = _split(member.name)
                 if not extension:
@@ -105,18 +107,22 @@ def _index(path: Path) -> list[_Sample]:
     return samples
 
 
+def _opened(path: Place) -> IO[bytes] | io.BufferedIOBase:
+    return path.open(ahead=_HEADERS) if isinstance(path, StorePath) else path.open("rb")
+
+
 def _split(name: str) -> tuple[str, str]:
     folder, base = posixpath.split(name)
     stem, _, extension = base.partition(".")
     return posixpath.join(folder, stem), extension.lower()
 
 
-def _infer(path: Path, samples: list[_Sample]) -> pa.Schema:
+def _infer(path: Place, samples: list[_Sample]) -> pa.Schema:
     objects = []
-    with path.open("rb") as file:
+    with parts_of(path) as part:
         for sample in samples[:INFER_ROWS]:
             try:
-                data = _member(file.fileno(), sample.members, ("json",), _SMALL)
+                data = _member(part, sample.members, ("json",), _SMALL)
                 objects.append(without_captions(parse_sidecar(data or b"{}", sample.key)))
             except Rejection:
                 continue
@@ -124,7 +130,7 @@ def _infer(path: Path, samples: list[_Sample]) -> pa.Schema:
 
 
 def _member(
-    file: int, members: list[dict[str, Any]], wanted: tuple[str, ...], cap: int
+    part: Part, members: list[dict[str, Any]], wanted: tuple[str, ...], cap: int
 ) -> bytes | None:
     for name in wanted:
         for member in members:
@@ -132,7 +138,7 @@ def _member(
                 continue
             if member["size"] > cap:
                 raise Rejection("too_many_bytes", f".{name} has {member['size']} bytes")
-            data = os.pread(file, member["size"], member["offset"])
+            data = part(member["offset"], member["size"])
             if len(data) != member["size"]:
                 raise Rejection("broken_source", f"the tar ends inside .{name}")
             return data
@@ -141,23 +147,23 @@ def _member(
 
 def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:
     """Samples of a tar, in order."""
-    with open(source.path, "rb") as file:
+    with parts_of(place(source.path)) as part:
         for batch in table_rows(source.table, first, count):
             for row in batch.to_pylist():
-                yield _row(file.fileno(), row, max_bytes)
+                yield _row(part, row, max_bytes)
 
 
-def _row(file: int, row: dict[str, Any], max_bytes: int) -> Row:
+def _row(part: Part, row: dict[str, Any], max_bytes: int) -> Row:
     key, members = row["key"], row["members"]
     try:
         if row["broken"]:
             raise Rejection("broken_source", row["broken"])
-        image = _member(file, members, _PICTURES, max_bytes)
+        image = _member(part, members, _PICTURES, max_bytes)
         if image is None:
             names = ", ".join(f".{member['name']}" for member in members)
             raise Rejection("no_image", f"the sample has no picture, only {names}")
-        text = _member(file, members, _TEXTS, _SMALL)
-        data = _member(file, members, ("json",), _SMALL)
+        text = _member(part, members, _TEXTS, _SMALL)
+        data = _member(part, members, ("json",), _SMALL)
         extra = parse_sidecar(data, f"{key}.json") if data else {}
         captions: list[Any] = [] if text is None else [as_text(text)]
         captions += take_captions(extra)

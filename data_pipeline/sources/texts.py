@@ -6,30 +6,33 @@ import io
 import itertools
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from base.errors import UserError
+from base.places import Place
+from base.stores import StorePath
 from data_pipeline import columns
 from data_pipeline.sources import delimited
 from data_pipeline.sources.source import LISTING_ROWS
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-PACKED = (".gz", ".zst")
+PACKED = {".gz": "gzip", ".zst": "zstd"}
 BAD = "__bad__"  # of a block: what is wrong with a row's line, where that is known already
 _LONGEST_LINE = delimited.LONGEST_LINE
 
 Blocks = tuple[pa.Schema, Iterator[pa.RecordBatch]]
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Place) -> str:
     """The suffix that says what a file is, also when it is packed: .csv of a.csv.gz."""
-    return path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
+    name = PurePath(path.name)
+    return name.with_suffix("").suffix if name.suffix in PACKED else name.suffix
 
 
-def blocks(path: Path, text: set[str]) -> Blocks:
+def blocks(path: Place, text: set[str]) -> Blocks:
     """A table's schema, and its rows in blocks; columns whose lower name is in `text` are text.
 
     Raises:
@@ -44,22 +47,25 @@ def blocks(path: Path, text: set[str]) -> Blocks:
         raise cannot_be_read(path, error) from error
 
 
-def cannot_be_read(path: Path, error: Exception) -> UserError:
+def cannot_be_read(path: Place, error: Exception) -> UserError:
     """One line for what a library says."""
     return UserError(f"{path}: cannot be read ({' '.join(str(error).split())})")
 
 
-def _csv(path: Path, text: set[str]) -> Blocks:
+def _csv(path: Place, text: set[str]) -> Blocks:
     delimiter = "\t" if kind_of(path) == ".tsv" else ","
     return delimited.blocks(lambda: _opened(path), delimiter, text, BAD)
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Place) -> BinaryIO:
     """The file's bytes, unpacked."""
+    if isinstance(path, StorePath):
+        packed = pa.input_stream(path.open(), compression=PACKED.get(path.suffix))
+        return io.BufferedReader(packed)
     return io.BufferedReader(pa.input_stream(str(path), compression="detect"))
 
 
-def _json_lines(path: Path) -> Blocks:
+def _json_lines(path: Place) -> Blocks:
     """Read twice: what types the values have is known at the end only."""
     objects = (value for value in _objects(path) if isinstance(value, dict))
     schema = _schema(objects).append(pa.field(BAD, pa.string()))
@@ -95,7 +101,7 @@ def _is_list_of_text(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _objects(path: Path) -> Iterator[dict[str, Any] | str]:
+def _objects(path: Place) -> Iterator[dict[str, Any] | str]:
     """The object of each line, or what is wrong with it; blank lines are none."""
     with _opened(path) as file:
         while line := file.readline(_LONGEST_LINE):

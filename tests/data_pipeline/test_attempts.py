@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.attempts import new_attempt, work_folder
+from data_pipeline.attempts import attempt_at, work_folder
 from data_pipeline.config import PrepareConfig
 from data_pipeline.pixels import Job, make_shard
 from data_pipeline.plan import persist
@@ -21,19 +21,20 @@ def test_a_run_leaves_nothing_of_any_run(tmp_path: Path) -> None:
     (killed / "00000.tar").write_bytes(b"half")
     with work_folder(tmp_path) as run:
         assert list((tmp_path / WORK_FOLDER).iterdir()) == [run]
-        attempt = new_attempt(run, 3)
-        assert attempt.name.startswith("00003-")
-        assert new_attempt(run, 3) != attempt
+        with attempt_at(run, 3) as (folder, place), attempt_at(run, 3) as (other, _):
+            assert folder == place
+            assert folder.name.startswith("00003-")
+            assert other != folder
     assert list(tmp_path.iterdir()) == []
 
 
 def test_who_comes_too_late_makes_no_folder_and_no_file(tmp_path: Path) -> None:
-    with work_folder(tmp_path) as run:
-        attempt = new_attempt(run, 0)
+    with work_folder(tmp_path) as run, attempt_at(run, 0) as (attempt, _):
+        pass
     with pytest.raises(FileNotFoundError):
         HashedFile(attempt / "00000.tar")
-    with pytest.raises(FileNotFoundError):
-        new_attempt(run, 0)
+    with pytest.raises(FileNotFoundError), attempt_at(run, 0):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,8 +47,8 @@ def test_a_worker_overtaken_by_the_next_run_fails_and_leaves_nothing(tmp_path: P
         found = scan([tmp_path / "scenes"], run)
         (plan,) = persist(out, found, config)
         job = Job(plan, tuple(found), found[0].extra, config)
-        attempt = new_attempt(run, plan.shard)
-        make_shard(job, attempt)
+        with attempt_at(run, plan.shard) as (attempt, _):
+            make_shard(job, attempt)
         shutil.rmtree(attempt)
         attempt.mkdir()
         late = HashedFile(attempt / "00000.tar")

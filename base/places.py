@@ -1,0 +1,112 @@
+"""Places: local paths, and addresses in object stores or on the web, read and written alike."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar, cast
+
+from base.errors import UserError
+from base.scratch import scratch_folder
+from base.store_errors import shown
+from base.stores import StorePath, impatient
+
+Place = Path | StorePath
+Anywhere = str | os.PathLike[str] | StorePath
+Part = Callable[[int, int], bytes]  # (offset, size): fewer bytes where the file ends
+
+P = TypeVar("P", bound=Place)
+
+
+def place(given: Anywhere) -> Place:
+    """The place that a user's text names; SCHEME://… is an address, everything else a local path.
+
+    Raises:
+        UserError: the address is of no kind that is known.
+    """
+    if isinstance(given, StorePath):
+        return given
+    if isinstance(given, str) and "://" in given:
+        return StorePath(given)
+    return Path(given)
+
+
+def folder_place(given: Anywhere) -> Place:
+    """`place` for a DATASET; a store is asked for a first answer, which is not waited for.
+
+    Raises:
+        UserError: files on the web have no folders; the store does not answer, or not to us.
+    """
+    found = place(given)
+    if isinstance(found, StorePath):
+        if found.on_web:
+            raise UserError(f"{shown(str(found))}: expected a local folder, s3:// or gs://")
+        with impatient():
+            found.exists()
+    return found
+
+
+def below(root: P, *parts: str) -> P:
+    """A place below `root`, of its kind."""
+    return cast(P, root.joinpath(*parts))
+
+
+def children(folder: Place) -> list[Place]:
+    """What lies in a folder, sorted."""
+    found: list[Place] = list(folder.iterdir())
+    return sorted(found, key=str)
+
+
+def files_below(folder: Place) -> list[str]:
+    """Relative paths of every file below a folder, sorted."""
+    if isinstance(folder, StorePath):
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob())
+    found = (path for path in folder.rglob("*") if not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def beside(file: Place, path: str) -> Place:
+    """The place that `path` means where it is written in the table `file`.
+
+    Raises:
+        ValueError: a table that is no local one names a local file, or leaves its bucket.
+    """
+    if path.startswith(("s3://", "gs://")):
+        try:
+            return StorePath(path)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+    if not isinstance(file, StorePath):
+        return file.parent / path
+    inside = posixpath.normpath(posixpath.join(file.parent.key, path))
+    outside = inside in (".", "..") or inside.startswith("../")
+    if file.on_web or path.startswith("/") or outside or "://" in path:
+        raise ValueError(f"{path!r}: not a path below the bucket of the table")
+    return StorePath(f"{file.scheme}://{file.bucket}/{inside}")
+
+
+@contextmanager
+def parts_of(file: Place) -> Iterator[Part]:
+    """Gives a function that reads parts of a file; neighbours in a store come in one request."""
+    if isinstance(file, StorePath):
+        with file.open() as opened:
+
+            def read(offset: int, size: int) -> bytes:
+                opened.seek(offset)
+                return opened.read(size)
+
+            yield read
+    else:
+        with file.open("rb") as local:
+            yield lambda offset, size: os.pread(local.fileno(), size, offset)
+
+
+@contextmanager
+def local_file(target: StorePath) -> Iterator[Path]:
+    """Gives a local path; what was written there is put to `target` at the end."""
+    with scratch_folder() as folder:
+        yield folder / target.name
+        target.upload(folder / target.name)
