@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RETRIEVAL := .venv-retrieval
 OUT ?= runs/demo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format retrieval clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  variables: PYTHON=python3.12, OUT=runs/demo, ARGS='arguments for the command or for pytest'"
 
 demo: $(VENV)/.installed ## from captions to pictures on this machine: report.html and pictures.png in runs/demo
@@ -28,7 +29,9 @@ format: $(VENV)/.installed-dev ## puts the code in its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## removes caches; .venv and runs/ stay
+retrieval: $(RETRIEVAL)/.installed ## clip-retrieval and autofaiss in .venv-retrieval, for `unclip data index`
+
+clean: ## removes caches; .venv, .venv-retrieval and runs/ stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 
 $(BIN)/python:
@@ -43,3 +46,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+# Its packages hide those of .venv that have the same name; the rest, torch above all, are those of .venv.
+PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
+
+$(RETRIEVAL)/.installed: constraints-retrieval.txt $(VENV)/.installed
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 13) and "clip-retrieval needs numpy 1: make PYTHON=python3.12 ...")'
+	$(BIN)/python -m venv --clear $(RETRIEVAL)
+	$(BIN)/python -c '$(PURELIB)' > "$$($(RETRIEVAL)/bin/python -c '$(PURELIB)')/base.pth"
+	$(RETRIEVAL)/bin/python -m pip install --no-warn-conflicts -c constraints-retrieval.txt clip-retrieval autofaiss setuptools
+	@touch $@
