@@ -117,6 +117,7 @@ def _publish(
         _sync(work / file)
         os.replace(work / file, folder / file)
     _link_metadata(embeddings.root, folder)
+    (folder / "metadata.hdf5").unlink(missing_ok=True)  # the back end's copy of what was before
     write_json(folder / "indices_paths.json", {embeddings.name or "dataset": _BACK_END})
     _sync(folder)
     write_json(folder / RECORD, record.to_json())
