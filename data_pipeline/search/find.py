@@ -83,7 +83,7 @@ def find(
         raise UserError(
             "query: got " + ("none" if image is None else "both") + ", expected " + _ONE
         )
-    if text is not None and not text.strip():
+    if text is not None and not (text.strip() and _is_unicode(text)):
         raise UserError(f"query: got {text!r}, expected " + _ONE)
     if not 1 <= count <= MAX_COUNT:
         raise UserError(f"count: got {count}, expected 1 to {MAX_COUNT}")
@@ -106,6 +106,11 @@ def find(
         hits=_hits(embeddings, found),
         picture=picture,
     )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text came as UTF-8; of other bytes Python makes halves of surrogate pairs."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _why_not(record: IndexRecord | None, embeddings: EmbeddingSet) -> str:

@@ -56,7 +56,7 @@ def write_page(results: Results, path: Path) -> None:
     page = environment.get_template("page.html.j2").render(
         results=results, shown=shown, asked=asked
     )
-    # Captions from damaged sources may hold halves of surrogate pairs.
+    # Names of files need not be text.
     write_atomic(path, page.encode("utf-8", "replace"))
 
 
@@ -64,7 +64,8 @@ def _jpeg(hit: Hit) -> bytes:
     """The stored picture's bytes; a large one made smaller."""
     try:
         with hit.tar.open("rb") as file:
-            data = os.pread(file.fileno(), hit.length, hit.offset)
+            length = min(hit.length, os.fstat(file.fileno()).st_size)
+            data = os.pread(file.fileno(), length, hit.offset)
         if len(data) != hit.length or not data.startswith(b"\xff\xd8"):
             raise ValueError("no JPEG is at its offset")
         return data if len(data) <= _LARGE else _smaller(simplejpeg.decode_jpeg(data))

@@ -316,6 +316,7 @@ def test_damaged_embeddings_and_metadata_are_told(dataset: Path, tmp_path: Path)
     [
         (None, {}, "query: got none, expected one of"),
         (" ", {}, "query: got ' '"),
+        ("\udcff", {}, r"query: got '\\udcff', expected"),
         ("x", {"image": Path("x.jpg")}, "query: got both"),
         ("x", {"count": 0}, "count: got 0, expected 1 to 1000"),
         ("x", {"clip": "none"}, "clip: got 'none'"),
