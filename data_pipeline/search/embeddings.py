@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -69,12 +70,13 @@ class EmbeddingSet:
     def take(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """Picture embeddings of some rows, [n, D] in the order asked for."""
         taken = np.empty((len(rows), self.clip.dim), np.float32)
-        places = [self.place(row) for row in rows]
-        for shard in {shard for shard, _ in places}:
-            stored = self._shard(shard)
-            for i, (where, row) in enumerate(places):
-                if where == shard:
-                    taken[i] = stored[row]
+        by_shard = defaultdict[int, list[tuple[int, int]]](list)
+        for i, row in enumerate(rows):
+            shard, place = self.place(row)
+            by_shard[shard].append((i, place))
+        for shard, pairs in by_shard.items():
+            positions, places = zip(*pairs, strict=True)
+            taken[list(positions)] = self._shard(shard)[list(places)]
         return taken
 
     def fingerprint(self) -> str:
