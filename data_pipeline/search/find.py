@@ -99,7 +99,7 @@ def find(
         found = nearest_exactly(embeddings, query, count)
     return Results(
         dataset=str(dataset),
-        query=text if text is not None else f"the picture {image}",
+        query=f"the picture {image.name}" if image is not None else str(text),
         how="exact" if why else "index",
         why=why,
         rows=embeddings.rows,
