@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+RETRIEVAL := .venv-retrieval
 OUT ?= runs/demo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean peers soak
+.PHONY: help demo test check format clean peers retrieval soak
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  variables: PYTHON=python3.12, OUT=runs/demo, ARGS='arguments for the command or for pytest'"
 
 demo: $(VENV)/.installed ## from captions to pictures on this machine: report.html and pictures.png in runs/demo
@@ -29,9 +30,13 @@ format: $(VENV)/.installed-dev ## puts the code in its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+retrieval: $(RETRIEVAL)/.installed ## clip-retrieval and autofaiss in .venv-retrieval, for `unclip data index`
+
 peers: $(PEERS)/.installed ## img2dataset and clip-retrieval in .venv-peers (6.4 GB), for benchmarks
-soak: $(VENV)/.installed-dev ## damaged pictures, tars and tables for 12 minutes; what failed lies in runs/soak
+
+soak: $(VENV)/.installed-dev ## damaged files for 12 minutes (what failed lies in runs/soak), and kills in every stage of the demo
 	$(BIN)/python -m benchmarks.soak --report docs/soak.md $(ARGS)
+	UNCLIP_SOAK=1 $(BIN)/python -m pytest tests/unclip/test_demo.py -k killed
 
 clean: ## removes caches; .venv and its like, and runs/, stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
@@ -54,4 +59,14 @@ $(PEERS)/.installed: constraints-peers.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "constraints-peers.txt needs Python 3.11: make PYTHON=python3.11 peers")'
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install -c constraints-peers.txt img2dataset clip-retrieval open_clip_torch setuptools
+	@touch $@
+
+# Its packages hide those of .venv that have the same name; the rest, torch above all, are those of .venv.
+PURELIB := import sysconfig; print(sysconfig.get_path("purelib"))
+
+$(RETRIEVAL)/.installed: constraints-retrieval.txt $(VENV)/.installed
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 13) and "clip-retrieval needs numpy 1: make PYTHON=python3.12 ...")'
+	$(BIN)/python -m venv --clear $(RETRIEVAL)
+	$(BIN)/python -c '$(PURELIB)' > "$$($(RETRIEVAL)/bin/python -c '$(PURELIB)')/base.pth"
+	$(RETRIEVAL)/bin/python -m pip install --no-warn-conflicts -c constraints-retrieval.txt clip-retrieval autofaiss setuptools
 	@touch $@

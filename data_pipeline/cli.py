@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from base.command import emit_json
+from data_pipeline.search.cli import app as search_app
 
 if TYPE_CHECKING:
     from base.places import Place
@@ -233,3 +234,6 @@ def status(dataset: _Dataset, json: _Json = False) -> None:
     typer.echo(f"rejected  {found.rejected}")
     for reason, count in found.reasons.items():
         typer.echo(f"  {reason}  {count}")
+
+
+app.add_typer(search_app)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,17 @@ def ray_cluster() -> Iterator[None]:
     """One embedded Ray for all tests that work in this process."""
     with cluster():
         yield
+
+
+@pytest.fixture(scope="session")
+def retrieval_environment() -> Path:
+    """What `make retrieval` builds; the test skips where it is absent, but not in CI."""
+    place = Path(os.environ.get("UNCLIP_RETRIEVAL", Path(sys.prefix).parent / ".venv-retrieval"))
+    if not (place / "bin" / "autofaiss").is_file():
+        required = os.environ.get("CI") and sys.version_info < (3, 13)
+        assert not required, f"{place} is absent: `make retrieval` builds it"
+        pytest.skip(f"{place} is absent: `make retrieval` builds it")
+    return place.absolute()
 
 
 @pytest.fixture(scope="session")

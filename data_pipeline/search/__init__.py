@@ -1,0 +1,1 @@
+"""Finding pictures in a DATASET: a k-NN index made by autofaiss, searches, a page of results."""
