@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from base.errors import UserError
 from base.files import sha256_file
 from base.progress import Progress
+from data_pipeline.check_selections import check_selections
 from data_pipeline.check_shard import (
     Problems,
     check_embeddings,
@@ -23,6 +24,7 @@ from data_pipeline.check_shard import (
     check_rejected,
     check_tar,
 )
+from data_pipeline.curate.samples import open_samples
 from data_pipeline.plan import plan_fingerprint, planned_rows, read_config
 from data_pipeline.schema.dataset import (
     CONFIG_FILE,
@@ -104,6 +106,8 @@ def verify(dataset: Path) -> VerifyReport:
     every = [*commits, *(commit for result in results for commit in result.further)]
     files = {path: record for commit in every for path, record in commit.files.items()}
     _check_nothing_else(dataset, info, set(files), names, problems)
+    if (dataset / "selections").is_dir():
+        _guarded(problems, "selections", lambda: check_selections(open_samples(dataset), problems))
     return VerifyReport(
         dataset=str(dataset),
         shards=info.shards,
