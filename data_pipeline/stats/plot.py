@@ -18,8 +18,25 @@ from data_pipeline.stats.tally import Tally
 FORMATS = (".png", ".svg", ".pdf")
 _BINS = 40
 _WIDE = 20.0  # largest / smallest beyond which an axis is logarithmic
+_TALL = 30.0  # highest bin / median one beyond which rows are logarithmic
 _BARS = 12
 _NAME = 28  # characters of a bar's name
+_HISTOGRAMS = {  # title and unit of a quantity's own panel
+    "aspect": ("aspect of source pictures", "longer / shorter side"),
+    "caption_chars": ("length of captions", "characters"),
+    "caption_words": ("length of captions", "words"),
+    "similarity": ("picture and caption", "cosine"),
+}
+_NAMES = {  # of a quantity in a sentence
+    "original_width": "source width",
+    "original_height": "source height",
+    "aspect": "aspect",
+    "width": "stored width",
+    "height": "stored height",
+    "caption_chars": "characters",
+    "caption_words": "words",
+    "similarity": "similarity",
+}
 _BLUE, _ORANGE, _GREY = "#3b6ea8", "#d98032", "#8a8a8a"
 
 
@@ -37,10 +54,10 @@ def draw(stats: Stats, path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = _panels(stats)
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
+    columns = max(1, min(3, len(panels)))
+    rows = max(1, -(-len(panels) // columns))
     with rc_context({"svg.hashsalt": "unclip", "font.size": 9}):
-        figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.6), layout="constrained")
+        figure = Figure(figsize=(4.6 * columns, 3.1 * rows + 0.7), layout="constrained")
         figure.suptitle(_title(stats), fontsize=11)
         for place, panel in enumerate(panels, 1):
             axes = figure.add_subplot(rows, columns, place)
@@ -55,28 +72,29 @@ def draw(stats: Stats, path: Path) -> None:
 def _title(stats: Stats) -> str:
     name = Path(stats.dataset).name
     name += "" if stats.selection is None else f", selection {stats.selection}"
+    alike = {_NAMES[n]: f"{t.values[0]:g}" for n, t in stats.quantities.items() if _is_one(t)}
+    told = ", ".join(f"{name} {value}" for name, value in alike.items())
     return (
         f"{name}: {stats.rows:,} of {stats.input:,} rows; same bytes {stats.same_sha256:,}, "
-        f"same perceptual hash {stats.same_phash:,}"
+        f"same perceptual hash {stats.same_phash:,}" + (f"\nof all: {told}" if told else "")
     )
+
+
+def _is_one(*tallies: Tally) -> bool:
+    """Whether all rows have one value, which needs no histogram."""
+    return all(len(tally.values) == 1 for tally in tallies)
 
 
 def _panels(stats: Stats) -> list[Callable[[Any], None]]:
     """What can be drawn of these statistics, each on axes of its own."""
-    found = stats.quantities
-    sizes = {"width": _BLUE, "height": _ORANGE}
-    panels: list[Callable[[Any], None]] = [
-        partial(
-            _sizes, "source pictures", {n: (found[f"original_{n}"], c) for n, c in sizes.items()}
-        ),
-        partial(_sizes, "stored pictures", {n: (found[n], c) for n, c in sizes.items()}),
-        partial(_histogram, "aspect of source pictures", "longer / shorter side", found["aspect"]),
-        partial(_histogram, "captions", "characters", found["caption_chars"]),
-        partial(_histogram, "captions", "words", found["caption_words"]),
-    ]
-    if "similarity" in found:
-        tally = found["similarity"]
-        panels.append(partial(_histogram, "picture and caption", "cosine", tally))
+    found, panels = stats.quantities, list[Callable[[Any], None]]()
+    for title, prefix in (("source pictures", "original_"), ("stored pictures", "")):
+        width, height = found[f"{prefix}width"], found[f"{prefix}height"]
+        if not _is_one(width, height):
+            panels.append(partial(_sizes, title, width, height))
+    for name, (title, unit) in _HISTOGRAMS.items():
+        if name in found and not _is_one(found[name]):
+            panels.append(partial(_histogram, title, unit, found[name]))
     if stats.domains:
         title = f"sources: the first of {stats.domain_count:,}"
         title = "sources" if stats.domain_count <= _BARS else title
@@ -87,24 +105,28 @@ def _panels(stats: Stats) -> list[Callable[[Any], None]]:
     return panels
 
 
-def _sizes(title: str, tallies: dict[str, tuple[Tally, str]], axes: Any) -> None:
-    both = np.concatenate([tally.values for tally, _ in tallies.values()])
-    edges, log = bins(both, 1.0)
-    for name, (tally, colour) in tallies.items():
-        heights, _ = np.histogram(tally.values, edges, weights=tally.counts)
-        axes.stairs(heights, edges, color=colour, label=name, fill=False, linewidth=1.6)
+def _sizes(title: str, width: Tally, height: Tally, axes: Any) -> None:
+    edges, log = bins(np.concatenate([width.values, height.values]), 1.0)
+    heights = [_heights(tally, edges) for tally in (width, height)]
+    for name, colour, rows in zip(("width", "height"), (_BLUE, _ORANGE), heights, strict=True):
+        axes.stairs(rows, edges, color=colour, label=name, linewidth=1.6)
     axes.legend(frameon=False)
-    _finish(axes, title, "pixels", edges, log)
+    _finish(axes, title, "pixels", edges, log, np.concatenate(heights))
 
 
 def _histogram(title: str, unit: str, tally: Tally, axes: Any) -> None:
-    edges, log = bins(tally.values, tally.step)
-    heights, _ = np.histogram(tally.values, edges, weights=tally.counts)
-    axes.stairs(heights, edges, color=_BLUE, fill=True, alpha=0.85)
     median = tally.quantile(0.5)
+    edges, log = bins(tally.values, tally.step)
+    heights = _heights(tally, edges)
+    axes.stairs(heights, edges, color=_BLUE, fill=True, alpha=0.85)
     axes.axvline(median, color=_ORANGE, linewidth=1.2, label=f"median {median:g}")
     axes.legend(frameon=False)
-    _finish(axes, title, unit, edges, log)
+    _finish(axes, title, unit, edges, log, heights)
+
+
+def _heights(tally: Tally, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rows in each bin."""
+    return np.asarray(np.histogram(tally.values, edges, weights=tally.counts)[0], np.float64)
 
 
 def bins(values: npt.NDArray[np.float64], step: float) -> tuple[npt.NDArray[np.float64], bool]:
@@ -120,27 +142,44 @@ def bins(values: npt.NDArray[np.float64], step: float) -> tuple[npt.NDArray[np.f
         width = max(1, round((high - low) / step / _BINS))
         edges = np.arange(low, high + (width + 1) * step, width * step)
     between = (np.unique(np.rint(edges / step)) - 0.5) * step
-    if between[-1] <= high:
-        between = np.append(between, high + step / 2)
+    between[-1] = max(float(between[-1]), high + step / 2)
     return between, log
 
 
-def _finish(axes: Any, title: str, unit: str, edges: npt.NDArray[np.float64], log: bool) -> None:
+def _finish(
+    axes: Any,
+    title: str,
+    unit: str,
+    edges: npt.NDArray[np.float64],
+    log: bool,
+    heights: npt.NDArray[np.float64],
+) -> None:
+    """Names, limits and ticks; rows are drawn on a logarithmic axis where one bin dwarfs most."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+    readable = FuncFormatter(lambda value, _: short(value))
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(unit)
-    axes.set_ylabel("rows")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_ylim(bottom=0)
-    margin = 0 if len(edges) > 2 else 10 * (edges[1] - edges[0])
-    axes.set_xlim(edges[0] - margin, edges[-1] + margin)
+    if heights.max() > _TALL * np.median(heights[heights > 0]):
+        axes.set_ylabel("rows (logarithmic)")
+        axes.set_yscale("log")
+        axes.set_ylim(0.7, heights.max() * 2)
+        axes.yaxis.set_major_locator(LogLocator(10))
+    else:
+        axes.set_ylabel("rows")
+        axes.set_ylim(0, heights.max() * 1.08)
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(readable)
     if log:
         axes.set_xscale("log")
+        axes.set_xlim(edges[0] / 1.05, edges[-1] * 1.05)
         axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.xaxis.set_major_formatter(readable)
         axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        margin = 0.02 * (edges[-1] - edges[0])
+        axes.set_xlim(edges[0] - margin, edges[-1] + margin)
+        axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
 
 
 def _bars(title: str, counts: dict[str, int], axes: Any) -> None:
