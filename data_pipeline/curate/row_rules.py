@@ -85,11 +85,11 @@ def _fitting(value: Any, kind: pa.DataType, field: str, column: str) -> Any:
         or (is_text(kind) and isinstance(value, str))
         or (is_number(kind) and isinstance(value, int | float) and not isinstance(value, bool))
     )
-    if fits:
+    if fits and not (pa.types.is_integer(kind) and value != int(value)):
         try:
             return pa.scalar(value, kind).as_py()
-        except (pa.ArrowInvalid, OverflowError):
-            pass  # 1.5 of a column of whole numbers
+        except (pa.ArrowException, OverflowError):
+            pass  # a number beyond what the type can hold
     raise UserError(f"{field}: got {value!r}, expected what column {column!r} holds ({kind})")
 
 

@@ -44,8 +44,12 @@ def _quantities(stats: Stats) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for name, tally in stats.quantities.items():
         summary = tally.summary()
-        table.add_row(name, *(f"{summary[column]:.6g}" for column in _COLUMNS))
+        table.add_row(name, *(f"{summary[column]:{_form(column)}}" for column in _COLUMNS))
     return table
+
+
+def _form(column: str) -> str:
+    return ".4g" if column == "mean" else ".6g"
 
 
 def _counts(title: str, counts: dict[str, int], total: int) -> Table:
