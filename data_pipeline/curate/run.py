@@ -145,7 +145,12 @@ def _differing(there: SelectionInfo, config: CurateConfig, identity: DatasetIden
     new = config.to_json()
     fields = [field for field in new if there.config.get(field) != new[field]]
     fields += [field for field in there.config if field not in new]
-    return fields + (["DATASET"] if there.dataset != identity else [])
+    old = there.dataset
+    if (old.plan_fingerprint, old.tars_sha256) != (identity.plan_fingerprint, identity.tars_sha256):
+        fields.append("DATASET")
+    elif old.clip is not None and old.clip != identity.clip:  # without one, no rule used it
+        fields.append("CLIP")
+    return fields
 
 
 def _is_damaged(root: Path, there: SelectionInfo) -> bool:

@@ -21,6 +21,7 @@ from base.lease import Lease
 from data_pipeline.config import PrepareConfig
 from data_pipeline.curate.config import CurateConfig
 from data_pipeline.curate.run import Curated, curate
+from data_pipeline.embed import embed
 from data_pipeline.pipeline import prepare
 from data_pipeline.schema.dataset import metadata_path
 from data_pipeline.schema.selection import (
@@ -399,6 +400,13 @@ def test_without_embeddings_their_rules_are_refused(
 ) -> None:
     folder = pairs_folder(tmp_path / "in", 3)
     prepare([folder], tmp_path / "out", "none", PrepareConfig(image_size=32))
+    assert run(tmp_path / "out", "plain", domain_cap=1).made
+    embed(tmp_path / "out", "random:0")
+    assert not run(tmp_path / "out", "plain", domain_cap=1).made
+    assert verify(tmp_path / "out").problems == ()
+    prepare([folder], tmp_path / "out2", "none", PrepareConfig(image_size=32))
+    (tmp_path / "out").rename(tmp_path / "embedded")
+    (tmp_path / "out2").rename(tmp_path / "out")
     for rules, field in (
         ({"thresholds": {"similarity": {"min": 0}}}, "thresholds.similarity"),
         ({"prefer": "similarity"}, "prefer"),
