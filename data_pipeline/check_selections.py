@@ -58,9 +58,12 @@ def check_selections(samples: Samples, problems: Problems) -> None:
         shown = path.relative_to(root).as_posix()
         if shown not in known:
             problems.add(shown, "does not belong to the DATASET")
-    masks = {name: _check_files(samples, record, problems) for name, record in records.items()}
+    masks: dict[str, Mask | None] = {}
     for name, record in records.items():
+        mask = _check_files(samples, record, problems)
+        masks[name] = mask if record.part_of or record.split else None  # a byte a row each
         _check_sums(name, record, problems)
+    for name in records:
         _check_parts(name, records, masks, problems)
 
 

@@ -202,7 +202,10 @@ def curate(
     dataset: _Dataset,
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="Write selections/NAME.")],
     config: Annotated[Path | None, typer.Option(metavar="YAML", help="The rules.")] = None,
-    overrides: _Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A rule, such as captions.min_words=3."),
+    ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Take the place of a selection of that name.")
     ] = False,

@@ -113,10 +113,10 @@ def _find(
         return None
     try:
         there = selection_from_json(read_json(path), path)
-    except UserError:
+    except UserError as error:
         if replace:
             return None
-        raise
+        raise UserError(f"{error}; give --replace to make it again") from error
     if there.part_of is not None:
         raise UserError(
             f"name: got {name!r}, which is a part of the selection {there.part_of!r}; "

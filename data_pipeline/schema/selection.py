@@ -138,7 +138,7 @@ def selection_from_json(data: Any, path: Path) -> SelectionInfo:
         found = data.get("version") if isinstance(data, dict) else data
         raise UserError(f"{path}: version: got {found!r}, expected {SELECTION_VERSION}")
     if data.get("fingerprint") != fingerprint({k: data[k] for k in data if k != "fingerprint"}):
-        raise UserError(f"{path}: was changed after it was written; run `unclip data curate` again")
+        raise UserError(f"{path}: was changed after it was written")
     try:
         fields = {
             **{key: value for key, value in data.items() if key != "fingerprint"},

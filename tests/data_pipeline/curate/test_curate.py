@@ -247,6 +247,10 @@ def test_a_name_that_is_there(dataset: Path, tree: Callable[[Path], dict[str, st
     assert run(dataset, "a", replace=True, domain_cap=3).made
     assert not record_path(dataset, "a-train").exists()
     assert verify(dataset).problems == ()
+    record_path(dataset, "a").write_text("{}")
+    with pytest.raises(UserError, match=r"a.json: version: got None, expected 1; give --replace"):
+        run(dataset, "a")
+    assert run(dataset, "a", replace=True).made
     run(dataset, "b-val")
     with pytest.raises(UserError, match="'b-val' is a selection of its own already"):
         run(dataset, "b", split={"val": 0.3}, replace=True)
