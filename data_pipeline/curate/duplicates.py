@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from base.progress import Progress
+
 Places = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
@@ -48,7 +50,8 @@ def near_leaders(hashes: Hashes, distance: int) -> Places:
     if distance == 0:
         return leader
     different = np.flatnonzero(leader == np.arange(len(leader)))
-    near = different[_greedy(_bytes(hashes[different]), distance)]
+    with Progress("near hashes", total=len(different), unit="hashes") as bar:
+        near = different[_greedy(_bytes(hashes[different]), distance, bar)]
     leader_of = np.arange(len(leader))
     leader_of[different] = near
     return leader_of[leader]
@@ -73,10 +76,12 @@ def components(hashes: Hashes, distance: int) -> Hashes:
         return np.asarray(first[found], np.int64)
 
     parts = [np.empty((0, 2), np.int64)]
-    for edges in _edges(_bytes(unique), distance):
-        parts.append(edges)
-        if sum(map(len, parts)) > _MANY_EDGES + 2 * count:
-            parts = [np.stack([np.arange(count), labels(np.concatenate(parts))], 1)]
+    with Progress("hashes that hang together", total=count, unit="hashes") as bar:
+        for edges in _edges(_bytes(unique), distance):
+            parts.append(edges)
+            if sum(map(len, parts)) > _MANY_EDGES + 2 * count:
+                parts = [np.stack([np.arange(count), labels(np.concatenate(parts))], 1)]
+            bar.advance(min(_BATCH, count - bar.done))
     return np.asarray(unique[labels(np.concatenate(parts))][inverse.reshape(-1)], np.uint64)
 
 
@@ -94,7 +99,7 @@ def _index(distance: int) -> Any:
     return index
 
 
-def _greedy(codes: npt.NDArray[np.uint8], distance: int) -> Places:
+def _greedy(codes: npt.NDArray[np.uint8], distance: int, bar: Progress) -> Places:
     """Leaders of different hashes, [n, 8]."""
     leader = np.arange(len(codes))
     index = _index(distance)
@@ -113,6 +118,7 @@ def _greedy(codes: npt.NDArray[np.uint8], distance: int) -> Places:
         new = places[leader[places] == places]
         index.add(codes[new])
         stayed = np.concatenate([stayed, new])
+        bar.advance(len(block), left=len(stayed))
     return leader
 
 

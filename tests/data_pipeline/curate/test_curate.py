@@ -1,5 +1,6 @@
 """Selections of a real DATASET: sums, bytes, splits, what is refused, what verify finds."""
 
+import hashlib
 import io
 import json
 import os
@@ -13,14 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from base.config import parse_config
+from base.config import fingerprint, parse_config
 from base.errors import NothingUsable, UserError
 from base.lease import Lease
 from data_pipeline.config import PrepareConfig
 from data_pipeline.curate.config import CurateConfig
+from data_pipeline.curate.rules import LEFT, NOBODY, apply_rules, require_possible
 from data_pipeline.curate.run import Curated, curate
+from data_pipeline.curate.samples import open_samples
 from data_pipeline.embed import embed
 from data_pipeline.pipeline import prepare
 from data_pipeline.schema.dataset import metadata_path
@@ -261,8 +266,6 @@ def test_a_selection_of_another_dataset_is_noticed(made: Path, dataset: Path) ->
     record = json.loads(record_path(dataset, "a").read_text())
     record["dataset"]["tars_sha256"] = "0" * 64
     del record["fingerprint"]
-    from base.config import fingerprint
-
     record["fingerprint"] = fingerprint(record)
     record_path(dataset, "a").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     assert "is a selection of another DATASET" in verify(dataset).problems[0]
@@ -319,10 +322,6 @@ def test_verify_finds_every_change(dataset: Path) -> None:
 
 def rewrite(dataset: Path, name: str, table: pa.Table, path: Path) -> None:
     """Puts other rows into a file of a selection, its record made to agree."""
-    import hashlib
-
-    from base.config import fingerprint
-
     pq.write_table(table, path)
     record = json.loads(record_path(dataset, name).read_text())
     data = path.read_bytes()
@@ -455,10 +454,48 @@ def test_the_lease_is_given_back(dataset: Path) -> None:
 
 
 def test_keys_of_rows_and_rows_of_keys(made: Path) -> None:
-    from data_pipeline.curate.samples import open_samples
-
     samples = open_samples(made)
     found = samples.keys(np.arange(samples.total))
     assert [f"{key:09d}" for key in found] == list(metadata(made))
     assert samples.rows(found).tolist() == list(range(samples.total))
     assert samples.rows(np.array([16, 10_000, 40_000, -1, 10**12])).tolist() == [-1] * 5
+
+
+CONFIGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "prefer": st.sampled_from(["score", "similarity", "original_height"]),
+        "thresholds": st.fixed_dictionaries(
+            {},
+            optional={
+                "score": st.fixed_dictionaries(
+                    {"min": st.floats(0, 1), "nulls": st.sampled_from(["keep", "drop"])}
+                ),
+                "tag": st.just({"in": ["good", "bad"]}),
+            },
+        ),
+        "captions": st.fixed_dictionaries(
+            {}, optional={"min_words": st.integers(0, 7), "languages": st.just(["en", "fr", "de"])}
+        ),
+        "exact_duplicates": st.booleans(),
+        "phash_duplicates": st.fixed_dictionaries({"distance": st.integers(0, 10)}),
+        "embedding_duplicates": st.fixed_dictionaries({"eps": st.floats(1e-5, 0.01)}),
+        "domain_cap": st.integers(0, 12),
+        "caps": st.fixed_dictionaries({"tag": st.integers(1, 12)}),
+    },
+)
+
+
+@settings(max_examples=40)
+@given(CONFIGS)
+def test_whatever_the_rules_drops_and_kept_are_the_input(made: Path, rules: dict[str, Any]) -> None:
+    samples = open_samples(made)
+    wanted = config(**rules)
+    verdict = apply_rules(samples, wanted, require_possible(samples, wanted))
+    assert len(verdict.left()) + sum(rule.dropped for rule in verdict.counts()) == samples.total
+    for row, rule in enumerate(verdict.rule.tolist()):
+        instead = NOBODY if verdict.instead is None else int(verdict.instead[row])
+        if rule and verdict.rules[rule - 1][0].endswith("_duplicates"):
+            assert verdict.rule[instead] == LEFT or verdict.rule[instead] > rule
+        else:
+            assert instead == NOBODY
