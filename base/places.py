@@ -49,6 +49,18 @@ def folder_place(given: Anywhere) -> Place:
     return found
 
 
+def local_folder(given: str) -> Path:
+    """The local folder that a user's text names.
+
+    Raises:
+        UserError: it is an address.
+    """
+    found = place(given)
+    if isinstance(found, StorePath):
+        raise UserError(f"{shown(str(found))}: expected a local folder")
+    return found
+
+
 def below(root: P, *parts: str) -> P:
     """A place below `root`, of its kind."""
     return cast(P, root.joinpath(*parts))

@@ -15,8 +15,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
-from base.places import Place
+from base.places import P, Place
 from base.scratch import scratch_folder
 from base.store_errors import StoreError
 from base.stores import StorePath, impatient
@@ -26,13 +27,13 @@ _GOES_ON = "goes-on"
 
 
 @contextmanager
-def work_folder(root: Place) -> Iterator[Place]:
+def work_folder(root: P) -> Iterator[P]:
     """An empty folder for one run; what is in it, or left of earlier runs, is gone at the end.
 
     Raises:
         OSError, StoreError: it cannot be written to or emptied.
     """
-    run = root / WORK_FOLDER / _token()
+    run: Place = root / WORK_FOLDER / _token()
     if isinstance(run, StorePath):
         with impatient():
             _clear_store(run.parent)
@@ -43,7 +44,7 @@ def work_folder(root: Place) -> Iterator[Place]:
         _clear(run.parent)
         run.mkdir(parents=True)
     try:
-        yield run
+        yield cast(P, run)
     finally:
         if isinstance(run, StorePath):
             with suppress(StoreError), impatient():  # if it stays silent the next run does it

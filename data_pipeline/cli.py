@@ -236,4 +236,61 @@ def status(dataset: _Dataset, json: _Json = False) -> None:
         typer.echo(f"  {reason}  {count}")
 
 
+@app.command(epilog="Example: unclip data curate dataset --as clean --set exact_duplicates=true")
+def curate(
+    dataset: _Dataset,
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Write selections/NAME.")],
+    config: Annotated[Path | None, typer.Option(metavar="YAML", help="The rules.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A rule, such as captions.min_words=3."),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take the place of a selection of that name.")
+    ] = False,
+    json: _Json = False,
+) -> None:
+    """Select rows by rules: duplicates, scores, captions, sources; and split train from val."""
+    from base.config import load_config
+    from base.places import local_folder
+    from data_pipeline.curate.config import CurateConfig
+    from data_pipeline.curate.run import curate as run
+    from data_pipeline.curate.table import print_selection
+
+    settings = load_config(config or Path(os.devnull), CurateConfig, overrides or [])
+    done = run(local_folder(dataset), name, settings, replace=replace)
+    if json:
+        emit_json({"made": done.made, **done.selection.to_json()})
+    else:
+        print_selection(Path(dataset), done)
+
+
+@app.command(epilog="Example: unclip data stats dataset --plot dataset.png")
+def stats(
+    dataset: _Dataset,
+    selection: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only the rows of selections/NAME.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw histograms: .png, .svg or .pdf.")
+    ] = None,
+    json: _Json = False,
+) -> None:
+    """Sizes, captions, similarity, sources, duplicates and rejections of a DATASET."""
+    from base.places import local_folder
+    from data_pipeline.stats.collect import collect
+    from data_pipeline.stats.plot import draw, require_drawable
+    from data_pipeline.stats.table import print_stats
+
+    if plot is not None:
+        require_drawable(plot)
+    found = collect(local_folder(dataset), selection)
+    if plot is not None:
+        draw(found, plot)
+    if json:
+        emit_json(found.to_json())
+    else:
+        print_stats(found)
+
+
 app.add_typer(search_app)

@@ -17,6 +17,7 @@ from base.files import sha256_file
 from base.places import Place, children, files_below
 from base.progress import Progress
 from base.store_errors import StoreError
+from data_pipeline.check_selections import check_selections
 from data_pipeline.check_shard import (
     Problems,
     check_embeddings,
@@ -25,6 +26,7 @@ from data_pipeline.check_shard import (
     check_rejected,
     check_tar,
 )
+from data_pipeline.curate.samples import open_samples
 from data_pipeline.parquet import read_table
 from data_pipeline.plan import first_row, plan_fingerprint, planned_rows, read_config
 from data_pipeline.schema.dataset import (
@@ -108,6 +110,9 @@ def verify(dataset: Place) -> VerifyReport:
     every = [*commits, *(commit for result in results for commit in result.further)]
     files = {path: record for commit in every for path, record in commit.files.items()}
     _check_nothing_else(dataset, info, set(files), names, problems)
+    if isinstance(dataset, Path) and (dataset / "selections").is_dir():
+        local = dataset  # curation works on local folders alone
+        _guarded(problems, "selections", lambda: check_selections(open_samples(local), problems))
     return VerifyReport(
         dataset=str(dataset),
         shards=info.shards,

@@ -67,7 +67,6 @@ def build(
             return there, False
         program = find_autofaiss(environment)
         with work_folder(dataset) as work:
-            assert isinstance(work, Path), "a local DATASET has a local folder for its work"
             kinds = {}
             with Progress("index", 2 * embeddings.rows, "rows") as bar:
                 for kind, rows in KINDS.items():
