@@ -69,7 +69,9 @@ def main() -> None:
             "img2dataset": overhead(sorted(theirs.glob("*.tar"))),
             "unclip": overhead(sorted((here / "shards").glob("*.tar"))),
         }
-    print(f"{'bytes a sample':16}{'samples':>8}{'jpg':>9}{'txt':>7}{'json':>7}{'rest':>7}{'sum':>7}")
+    print(
+        f"{'bytes a sample':16}{'samples':>8}{'jpg':>9}{'txt':>7}{'json':>7}{'rest':>7}{'sum':>7}"
+    )
     for tool, one in found.items():
         parts = f"{one.pictures:>9,.0f}{one.captions:>7,.0f}{one.json:>7,.0f}{one.rest:>7,.0f}"
         print(f"{tool:16}{one.samples:>8,}{parts}{one.total:>7,.0f}")
