@@ -1,9 +1,10 @@
 """The driver's memory and time: planning N rows, and running all of their shards.
 
 `python -m benchmarks.plan [--rows 10000 100000 1000000]`. The plan is made from parquet, csv and
-packed json lines with an address and a caption in each row. The runs prepare rows that are rejected at once (no
-caption), so that workers have nothing to do and the driver goes through all of its bookkeeping:
-tasks, commits, totals. Every measurement is a process of its own; the peak is of resident memory.
+packed json lines with an address and a caption in each row. The runs prepare rows that are
+rejected at once (no caption), so that workers have nothing to do and the driver goes through all
+of its bookkeeping: tasks, commits, totals. Every measurement is a process of its own; the peak is
+of resident memory.
 """
 
 from __future__ import annotations

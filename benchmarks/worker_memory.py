@@ -1,4 +1,4 @@
-"""Peak memory of Ray's workers over usual and over hostile pictures: `python -m benchmarks.worker_memory`.
+"""Peak memory of workers over usual and hostile pictures: `python -m benchmarks.worker_memory`.
 
 Usual: shards of 1,000 JPEGs of 512² from a parquet file with their bytes. Hostile: pictures of as
 many pixels as the caps allow, in every format, some of them a few kilobytes as a file; and files

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.clock import Clock
+from benchmarks.laion_scale import lines, with_settings
 from benchmarks.pictures import jpegs, least
 from benchmarks.server import serving
 from benchmarks.slope import slope
@@ -78,3 +79,20 @@ def test_pictures_are_served(shared_data: Path) -> None:
                 assert answer.read() == body
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/robots.txt")
+
+
+def test_laion_scale_follows_its_assumptions() -> None:
+    found = {line.name: line.value for line in lines(with_settings([]))}
+    assert found["shards"] == "500,000"
+    assert found["DATASETs"] == "5"
+    smaller = {line.name: line.value for line in lines(with_settings(["rows=1e6", "success=1"]))}
+    assert smaller["shards"] == "100"
+    assert smaller["kept"] == "1.00e+06"
+    usual = {line.name: line.value for line in lines(with_settings(["rows_per_shard=1000"]))}
+    assert (usual["shards"], usual["DATASETs"]) == ("5,000,000", "50")
+
+
+@pytest.mark.parametrize("setting", ["row=1", "rows=many", "rows"])
+def test_laion_scale_knows_its_assumptions(setting: str) -> None:
+    with pytest.raises(SystemExit, match="--set"):
+        with_settings([setting])
