@@ -118,6 +118,8 @@ def one_round(
         raise SystemExit(f"{count} pictures: they kept {theirs}, we kept {kept}")
     shutil.rmtree(folder)
     took["both in a row"] = took["img2dataset"] + took["clip-retrieval"]
+    told = ", ".join(f"{tool} {time_:.1f} s" for tool, time_ in took.items())
+    print(f"{name}, {count:,} pictures: {told}", file=sys.stderr, flush=True)
     return took
 
 
