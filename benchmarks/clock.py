@@ -1,4 +1,4 @@
-"""Where the time goes: functions replaced for a while by ones that time themselves."""
+"""Where the processor's time goes: functions replaced for a while by ones that time themselves."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Clock:
 
         def wrapped(*arguments: Any, **options: Any) -> Any:
             self._inner.append(0.0)
-            begun = time.perf_counter()
+            begun = time.process_time()
             try:
                 return call(*arguments, **options)
             finally:
-                passed = time.perf_counter() - begun
+                passed = time.process_time() - begun
                 self.seconds[label] += passed - self._inner.pop()
                 self._inner[-1] += passed
 

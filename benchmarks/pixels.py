@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +49,41 @@ def write_table(path: Path, count: int, photos: Path | None) -> None:
         writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=100)
 
 
-def floor(table: Path, first: int, count: int) -> float:
-    """Seconds for DCT-scaled decode, area resize and encode of JPEGs that lie in memory."""
+@dataclass(frozen=True)
+class Took:
+    """Seconds by the clock on the wall, and of the processor, which other programs cannot slow."""
+
+    wall: float
+    processor: float
+
+
+class Stopwatch:
+    """Begins when it is made."""
+
+    def __init__(self) -> None:
+        self._wall, self._processor = time.perf_counter(), time.process_time()
+
+    def took(self) -> Took:
+        """Since it was made."""
+        return Took(time.perf_counter() - self._wall, time.process_time() - self._processor)
+
+
+def floor(table: Path, first: int, count: int) -> Took:
+    """The time for DCT-scaled decode, area resize and encode of JPEGs that lie in memory."""
     cv2.setNumThreads(0)
     data = pq.read_table(table, columns=["jpg"]).slice(first, count)["jpg"].to_pylist()
-    begun = time.perf_counter()
+    watch = Stopwatch()
     for jpeg in data:
         pixels = simplejpeg.decode_jpeg(
             jpeg, "RGB", min_height=_SIZE, min_width=_SIZE, min_factor=2
         )
         small = cv2.resize(pixels, (_SIZE, _SIZE), interpolation=cv2.INTER_AREA)
         simplejpeg.encode_jpeg(small, _QUALITY, "RGB", "420")
-    return time.perf_counter() - begun
+    return watch.took()
 
 
-def ours(table: Path, first: int, count: int, shard_rows: int = 1000) -> float:
-    """Seconds for shards of these rows: as stored bytes, read from the table."""
+def ours(table: Path, first: int, count: int, shard_rows: int = 1000) -> Took:
+    """The time for shards of these rows: as stored bytes, read from the table."""
     config = PrepareConfig(image_size=_SIZE, jpeg_quality=_QUALITY, samples_per_shard=shard_rows)
     with tempfile.TemporaryDirectory(dir=table.parent) as folder:
         work = Path(folder)
@@ -77,36 +96,42 @@ def ours(table: Path, first: int, count: int, shard_rows: int = 1000) -> float:
         ]
         few = replace(plans[0], slices=(Slice(0, first, 2),))  # imports are start-up
         make_shard(Job(few, tuple(found), extra, config), new_attempt(work, 99_999))
-        begun = time.perf_counter()
+        watch = Stopwatch()
         for plan in plans:
             make_shard(Job(plan, tuple(found), extra, config), new_attempt(work, plan.shard))
-        return time.perf_counter() - begun
+        return watch.took()
 
 
-def rate(run: Callable[[Path, int, int], float], table: Path, count: int, processes: int) -> float:
-    """Pictures a second of `processes` at once, each with its share of the rows."""
+def rate(
+    run: Callable[[Path, int, int], Took], table: Path, count: int, processes: int
+) -> tuple[float, float]:
+    """Pictures a second of `processes` at once, each with its share of the rows; and if the
+    processor were theirs alone.
+    """
     share = count // processes
     with ProcessPoolExecutor(processes) as pool:
         list(pool.map(_warm, range(processes)))
         calls = [pool.submit(run, table, share * i, share) for i in range(processes)]
-        return sum(share / call.result() for call in calls)
+        took = [call.result() for call in calls]
+    return sum(share / t.wall for t in took), sum(share / t.processor for t in took)
 
 
 def _warm(_: int) -> None:
     time.sleep(0.2)  # so that every process of the pool is there
 
 
-def compare(table: Path, count: int, processes: int, repeats: int) -> tuple[float, float]:
-    """Median rates of floor and ours, taken in turns."""
-    seen: dict[str, list[float]] = {"floor": [], "ours": []}
+def compare(table: Path, count: int, processes: int, repeats: int) -> list[float]:
+    """Median rates of floor and ours, then those by the processor's time; taken in turns."""
+    seen: list[tuple[float, float, float, float]] = []
     for _ in range(repeats):
-        seen["floor"].append(rate(floor, table, count, processes))
-        seen["ours"].append(rate(ours, table, count, processes))
-    return statistics.median(seen["floor"]), statistics.median(seen["ours"])
+        base, base_cpu = rate(floor, table, count, processes)
+        here, here_cpu = rate(ours, table, count, processes)
+        seen.append((base, here, base_cpu, here_cpu))
+    return [statistics.median(column) for column in zip(*seen, strict=True)]
 
 
 def parts(table: Path, count: int) -> list[tuple[str, float]]:
-    """Milliseconds a picture of each part of `ours`, without the parts that it calls."""
+    """The processor's milliseconds a picture for each part of `ours`, without parts inside it."""
     clock = Clock()
     clock.watch("decode: header and orientation", pixels, "decode")
     clock.watch("resize", resize, "fit")
@@ -137,7 +162,7 @@ def parts(table: Path, count: int) -> list[tuple[str, float]]:
     with clock:
         whole = ours(table, 0, count)
     found = [(name, 1e3 * seconds / count) for name, seconds in clock.seconds.items()]
-    rest = 1e3 * whole / count - sum(milliseconds for _, milliseconds in found)
+    rest = 1e3 * whole.processor / count - sum(milliseconds for _, milliseconds in found)
     return [*sorted(found, key=lambda item: -item[1]), ("everything else", rest)]
 
 
@@ -156,10 +181,13 @@ def main() -> None:
             for name, milliseconds in parts(table, options.count):
                 print(f"{milliseconds:8.3f} ms  {name}")
             return
-        print(f"{'processes':>9}{'floor /s':>12}{'ours /s':>12}{'time / floor':>14}")
+        print(f"{'processes':>9}{'floor /s':>12}{'ours /s':>12}{'time / floor':>14}{'by CPU':>10}")
         for processes in _PROCESSES:
-            base, here = compare(table, options.count, processes, options.repeats)
-            print(f"{processes:>9}{base:>12,.0f}{here:>12,.0f}{base / here:>14.2f}")
+            base, here, base_cpu, here_cpu = compare(
+                table, options.count, processes, options.repeats
+            )
+            times = f"{base / here:>14.2f}{base_cpu / here_cpu:>10.2f}"
+            print(f"{processes:>9}{base:>12,.0f}{here:>12,.0f}{times}", flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from benchmarks.server import ceiling, serving
 from benchmarks.slope import Slope, slope
 from data_pipeline.schema.dataset import read_dataset
 
-_ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 _SHARD = 250  # rows of a shard, for both: small enough that two cores end together
 _THREADS = 32  # of each of img2dataset's two processes
 
@@ -68,14 +68,14 @@ def clip_retrieval(
     """Its inference over the tars that img2dataset made."""
     last = -(-count // _SHARD) - 1
     every = f"{tars}/{{00000..{last:05d}}}.tar"
-    script = _ROOT / "benchmarks/peers/clip_inference.py"
+    script = ROOT / "benchmarks/peers/clip_inference.py"
     return [str(peers / "python"), str(script), f"bench-{name}", str(clip), every, str(out)]
 
 
-def ours(addresses: Path, clip: Path, out: Path) -> list[str]:
-    """The command of this repository."""
+def ours(addresses: Path, clip: Path | None, out: Path) -> list[str]:
+    """The command of this repository; without a CLIP no embeddings."""
     command = [sys.executable, "-m", "data_pipeline", "prepare", str(addresses)]
-    command += ["--out", str(out), "--clip", str(clip)]
+    command += ["--out", str(out), "--clip", str(clip or "none")]
     for setting in (
         f"samples_per_shard={_SHARD}",
         "fetch.allow_private=true",
@@ -91,7 +91,7 @@ def seconds(command: Sequence[str], log: Path) -> float:
     Raises:
         SystemExit: it failed; the end of what it said.
     """
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as file:
         begun = time.perf_counter()
         code = subprocess.run(command, stdout=file, stderr=file, env=environment).returncode
@@ -118,6 +118,8 @@ def one_round(
         raise SystemExit(f"{count} pictures: they kept {theirs}, we kept {kept}")
     shutil.rmtree(folder)
     took["both in a row"] = took["img2dataset"] + took["clip-retrieval"]
+    told = ", ".join(f"{tool} {time_:.1f} s" for tool, time_ in took.items())
+    print(f"{name}, {count:,} pictures: {told}", file=sys.stderr, flush=True)
     return took
 
 
@@ -144,7 +146,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clip", nargs="+", choices=tuple(CLIPS), default=tuple(CLIPS))
     parser.add_argument("--pictures", type=Path, default=None, help="a folder of photographs")
-    parser.add_argument("--peers", type=Path, default=_ROOT / ".venv-peers/bin")
+    parser.add_argument("--peers", type=Path, default=ROOT / ".venv-peers/bin")
     options = parser.parse_args()
     counts = (options.count // 3, options.count)
     bodies = list(jpegs(options.count, photos=options.pictures))

@@ -34,6 +34,7 @@ DAMAGE = (
 )
 _SRGB = ImageCms.createProfile("sRGB")
 _WHITE = (255, 255, 255)
+_STRIP = 256  # rows
 
 
 def to_srgb(pixels: Pixels, profile: bytes) -> Pixels:
@@ -108,10 +109,14 @@ def _has_colour_key(image: Image.Image) -> bool:
 
 def _from_deep(image: Image.Image) -> Image.Image:
     """16-bit gray to 8 bits; one gray value may be transparent."""
-    deep = np.asarray(image).astype(np.int64)
+    deep = np.asarray(image)
     if deep.size and (deep.min() < 0 or deep.max() > 65535):
         raise Rejection("unsupported_image", "32-bit gray beyond the range of 16 bits")
-    gray = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+    levels = np.empty(deep.shape, np.uint8)
+    for start in range(0, len(deep), _STRIP):  # a large picture in 64 bits would take too much
+        strip = deep[start : start + _STRIP].astype(np.int64)
+        levels[start : start + _STRIP] = (strip * 255 + 32767) // 65535
+    gray = Image.fromarray(levels)
     key = image.info.get("transparency")
     if not isinstance(key, int):
         return gray

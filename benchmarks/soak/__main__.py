@@ -49,13 +49,19 @@ def report(tallies: Sequence[Tally], seed: int, minutes: float, command: str) ->
     return "\n".join([*lines, *([""] if failures else []), *(f"- {f}" for f in failures), ""])
 
 
+def _evil() -> Path | None:
+    """The odd pictures that lie beside a checkout, where they do."""
+    folder = Path("../shared/data/evil")
+    return folder if folder.is_dir() else None
+
+
 def main() -> int:
     """Runs every kind for its share of the time; 1 when a case failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=12.0, help="of all kinds together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", default=[*PICTURES, *INPUTS])
-    parser.add_argument("--evil", type=Path, default=None, help="a folder of odd pictures")
+    parser.add_argument("--evil", type=Path, default=_evil(), help="a folder of odd pictures")
     parser.add_argument("--keep", type=Path, default=Path("runs/soak"), help="for what failed")
     parser.add_argument("--report", type=Path, default=None, help="write the page here")
     options = parser.parse_args()

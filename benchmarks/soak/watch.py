@@ -19,6 +19,7 @@ from benchmarks.soak.seeds import seeds
 
 MEGABYTES = 1000  # for one case
 SECONDS = 20.0  # for one case
+CHILD = (sys.executable, "-m", "benchmarks.soak.child")
 _CASES = 2000  # of one process
 
 
@@ -53,8 +54,8 @@ def _one_process(
     tally: Tally, seed: int, first: int, count: int, until: float, keep: Path, evil: Path | None
 ) -> int:
     """Runs cases in one process until it ends; the number of the next case."""
-    command = [sys.executable, "-m", "benchmarks.soak.child", tally.kind, str(seed), str(first)]
-    command += [str(count), *([str(evil)] if evil else [])]
+    command = [*CHILD, tally.kind, str(seed), str(first), str(count)]
+    command += [str(evil)] if evil else []
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         under_way, following, why = None, first, None

@@ -54,6 +54,7 @@ _PATH = ("file", "path", "filename", "file_name", "filepath", "file_path", "imag
 _BYTES = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes")
 _URL = ("url", "image_url")
 _HASHES = {"md5": 32, "sha256": 64}  # hex digits
+_AT_ONCE, _BYTES_AT_ONCE = 64, 32 << 20  # rows of a table that are held together
 KEYS = ("key", "__key__", "uid", "id", "sample_id")
 _TEXT = {*_CAPTION, *_PATH, *_URL, *KEYS, *_HASHES}
 
@@ -262,14 +263,17 @@ def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row
     """Rows of a table, in order; those of a damaged part say so."""
     with open_parquet(source.table) as file:
         schema = file.schema_arrow
-        groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        parts = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        groups = [part.num_rows for part in parts]
+        heaviest = max((part.total_byte_size // max(1, part.num_rows) for part in parts), default=0)
+    at_once = max(1, min(_AT_ONCE, _BYTES_AT_ONCE // max(1, heaviest)))
     roles = find_roles(schema, source.name, named=source.columns)
     make = partial(_numbered_row, source, roles)
     position, spans = first, [first + count]  # the ends of what is read in one go
     while spans:
         why = "fewer rows than its footer says"
         try:
-            for batch in table_rows(source.table, position, spans[0] - position, batch=64):
+            for batch in table_rows(source.table, position, spans[0] - position, batch=at_once):
                 lists = {name: values(batch, name) for name in schema.names}
                 rows = [
                     {n: column[i] for n, column in lists.items()} for i in range(batch.num_rows)

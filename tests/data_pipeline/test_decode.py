@@ -111,6 +111,13 @@ def test_cmyk_looks_like_the_same_picture_in_rgb(shared_data: Path) -> None:
     assert psnr(cmyk, rgb) > 18  # inverted colours would give 6
 
 
+def test_deep_gray_of_many_rows() -> None:
+    """It is brought to 8 bits in strips."""
+    deep = np.random.default_rng(0).integers(0, 65536, (600, 5), np.uint16)
+    wanted = (deep.astype(np.int64) * 255 + 32767) // 65535
+    assert (whole(saved(Image.fromarray(deep), "PNG")).pixels == wanted[..., None]).all()
+
+
 def test_sixteen_bit_gray_is_scaled_not_clipped() -> None:
     deep = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     pixels = whole(saved(Image.fromarray(deep), "PNG")).pixels

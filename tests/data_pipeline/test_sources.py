@@ -268,6 +268,32 @@ def test_a_declared_giant_is_not_read(tmp_path: Path) -> None:
     assert [reason(row) for row in rows_of(tmp_path, path)] == [None, "broken_source"]
 
 
+def test_a_parquet_damaged_inside_keeps_its_whole_row_groups(tmp_path: Path) -> None:
+    """Found by `make soak`: the footer is well, a page is not."""
+    path = tmp_path / "a.parquet"
+    captions = [f"a caption of row {i}, {'long ' * 40}" for i in range(40)]
+    table = pa.table({"url": [f"http://host/{i}" for i in range(40)], "caption": captions})
+    pq.write_table(table, path, row_group_size=10, compression="zstd", use_dictionary=False)
+    column = pq.read_metadata(path).row_group(2).column(1)
+    data = bytearray(path.read_bytes())
+    data[column.data_page_offset : column.data_page_offset + 20] = b"\xff" * 20
+    path.write_bytes(data)
+    found = [(row.source_key, reason(row)) for row in rows_of(tmp_path, path)]
+    damaged = range(20, 30)
+    assert found == [(str(i), "broken_source" if i in damaged else None) for i in range(40)]
+    (source,) = sources.scan([path], tmp_path / ".work")
+    part = [reason(row) for row in sources.read(source, 25, 10, CAP)]
+    assert part == ["broken_source"] * 5 + [None] * 5
+
+
+def test_a_parquet_with_names_that_are_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"caption": ["a"], "urlurl": ["b"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"urlurl", b"url\xff\xfel"))
+    with pytest.raises(UserError, match="cannot be read"):
+        sources.scan([path], tmp_path / ".work")
+
+
 @pytest.mark.parametrize("container", ["b.parquet", "b.tar"])
 @pytest.mark.parametrize("pair", ["a", "deep/er/a"])
 def test_pairs_beside_tars_or_tables_are_not_passed_over(
