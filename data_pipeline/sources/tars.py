@@ -51,8 +51,8 @@ def scan(path: Place, name: str, listing: Place) -> Source:
     Raises:
         UserError: it is no tar, or a compressed one.
     """
-    with path.open("rb") as file:
-        if file.read(2) == b"\x1f\x8b":
+    with parts_of(path, _HEADERS) as part:
+        if part(0, 2) == b"\x1f\x8b":
             raise UserError(f"{path}: a compressed tar cannot be read in part; gunzip it first")
     samples = _index(path)
     table = pa.table(
@@ -124,7 +124,7 @@ def _split(name: str) -> tuple[str, str]:
 
 def _infer(path: Place, samples: list[_Sample]) -> pa.Schema:
     objects = []
-    with parts_of(path) as part:
+    with parts_of(path, _HEADERS) as part:
         for sample in samples[:INFER_ROWS]:
             try:
                 data = _member(part, sample.members, ("json",), _SMALL)

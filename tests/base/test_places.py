@@ -170,14 +170,12 @@ def test_what_stays_is_told_in_one_line(store: Any, monkeypatch: pytest.MonkeyPa
 def test_a_store_that_cannot_be_asked(
     store: Any, change: dict[str, str | None], message: str
 ) -> None:
-    environment = {**os.environ, **{key: value for key, value in change.items() if value}}
-    for key in (key for key, value in change.items() if value is None):
-        del environment[key]
+    environment = {**os.environ, "AWS_MAX_ATTEMPTS": "1", **change}
+    given = {key: value for key, value in environment.items() if value is not None}
     code = "from base.places import folder_place; folder_place('s3://bucket/a')"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    assert f"StoreError: s3://bucket/a: {message}".replace("StoreError", "") in done.stderr
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=given, capture_output=True, text=True)
+    assert f": s3://bucket/a: {message}" in done.stderr
 
 
 def test_a_scheme_whose_package_is_missing() -> None:
