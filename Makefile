@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 OUT ?= runs/demo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format clean peers soak
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +29,11 @@ format: $(VENV)/.installed-dev ## puts the code in its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## removes caches; .venv and runs/ stay
+peers: $(PEERS)/.installed ## img2dataset and clip-retrieval in .venv-peers (6.4 GB), for benchmarks
+soak: $(VENV)/.installed-dev ## damaged pictures, tars and tables for 12 minutes; what failed lies in runs/soak
+	$(BIN)/python -m benchmarks.soak --report docs/soak.md $(ARGS)
+
+clean: ## removes caches; .venv and its like, and runs/, stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 
 $(BIN)/python:
@@ -43,3 +48,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+# They need old versions of much that we use, so they live apart; torch is the same pair.
+$(PEERS)/.installed: constraints-peers.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "constraints-peers.txt needs Python 3.11: make PYTHON=python3.11 peers")'
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -c constraints-peers.txt img2dataset clip-retrieval open_clip_torch setuptools
+	@touch $@

@@ -118,6 +118,20 @@ def check_tar(root: Place, commit: Commit, table: pa.Table, problems: Problems) 
         problems.add(path, "does not end with two zero blocks after the last sample")
 
 
+def check_no_tar(root: Place, commit: Commit, table: pa.Table, problems: Problems) -> None:
+    """Of published embeddings: metadata claims no picture, and captions are what they seem."""
+    path = metadata_path(Path(), commit.shard)
+    places = [name for name in METADATA_SCHEMA.names if name.endswith(("_offset", "_length"))]
+    for name in ("width", "height", *places):
+        if any(table[name].to_pylist()):
+            problems.add(path, f"{name} is told of pictures that are not there")
+    for caption, captions in zip(
+        table["caption"].to_pylist(), table["captions"].to_pylist(), strict=True
+    ):
+        if captions[:1] != [caption]:
+            problems.add(path, "the caption is not the first of the captions")
+
+
 def _sample_problem(data: bytes, row: dict[str, Any]) -> str | None:
     """What is wrong with one sample's members, or None."""
 
@@ -161,19 +175,33 @@ def check_embeddings(
     if clip is None:
         return
     rows = {}
-    for kind, make in (("image", img_emb_path), ("text", text_emb_path)):
+    kinds = [("image", img_emb_path), ("text", text_emb_path)]
+    columns = ["img_norm", "text_norm"]
+    if clip.published and str(text_emb_path(Path(), shard)) not in commit.files:
+        _check_no_texts(table, commit, problems)
+        kinds, columns = kinds[:1], columns[:1]
+    for kind, make in kinds:
         path = make(Path(), shard, name)
         rows[kind] = _load_rows(root / path, path, (commit.kept, clip.dim), problems)
-    if name is not None or rows["image"] is None or rows["text"] is None:
+    if name is not None or any(found is None for found in rows.values()):
         return
     path = metadata_path(Path(), shard)
-    stored = table["similarity"].to_numpy()
-    if not np.allclose(stored, cosine(rows["image"], rows["text"]), 0, _SIMILARITY_ERROR):
-        problems.add(path, "similarity is not the cosine of the stored rows")
-    for column in ("img_norm", "text_norm"):
+    image, text = rows["image"], rows.get("text")
+    if image is not None and text is not None:
+        stored = table["similarity"].to_numpy()
+        if not np.allclose(stored, cosine(image, text), 0, _SIMILARITY_ERROR):
+            problems.add(path, "similarity is not the cosine of the stored rows")
+    for column in columns:
         values = table[column].to_numpy()
         if not (np.isfinite(values).all() and (values > 0).all()):
             problems.add(path, f"{column} has values that are no norms")
+
+
+def _check_no_texts(table: pa.Table, commit: Commit, problems: Problems) -> None:
+    for name in ("similarity", "text_norm"):
+        if table[name].null_count != table.num_rows:
+            path = metadata_path(Path(), commit.shard)
+            problems.add(path, f"{name} is told of embeddings that are not there")
 
 
 def _further_clip(root: Place, name: str) -> ClipInfo:

@@ -13,6 +13,7 @@ import typer
 from base.command import emit_json
 
 if TYPE_CHECKING:
+    from base.places import Place
     from data_pipeline.schema.dataset import DatasetInfo
 
 app = typer.Typer(
@@ -98,11 +99,18 @@ def prepare(
         typer.Argument(
             metavar="INPUT...",
             help="Folders of pairs; parquet/csv/tsv/jsonl tables with paths, bytes or URLs; "
-            "webdataset tars; or folders of them. Local, s3://… or gs://…; a file also https://…",
+            "webdataset tars; or folders of them. Or published embeddings (npy and parquet). "
+            "Local, s3://… or gs://…; a file also https://…",
         ),
     ],
     out: _Out,
-    clip: Annotated[str, typer.Option(metavar="CLIP", help=f"none; {_CLIP_HELP}")] = "none",
+    clip: Annotated[
+        str,
+        typer.Option(
+            metavar="CLIP",
+            help=f"none; {_CLIP_HELP} Of published embeddings: published:MODEL/WEIGHTS.",
+        ),
+    ] = "none",
     config: Annotated[
         Path | None, typer.Option(metavar="YAML", help="Sizes, caps and filters.")
     ] = None,
@@ -114,10 +122,17 @@ def prepare(
     from base.config import load_config
     from base.places import folder_place
     from data_pipeline.config import PrepareConfig
-    from data_pipeline.pipeline import prepare as run
+    from data_pipeline.pipeline import prepare_parts
 
     settings = load_config(config or os.devnull, PrepareConfig, overrides or [])
-    _tell(out, run(inputs, folder_place(out), clip, settings, ray_address=ray_address), json)
+    made = prepare_parts(inputs, folder_place(out), clip, settings, ray_address=ray_address)
+    if not json:
+        for place, info in made:
+            _tell(place, info)
+    elif len(parts := list(made)) == 1:
+        emit_json(parts[0][1].to_json())
+    else:
+        emit_json({"parts": {str(place): info.to_json() for place, info in parts}})
 
 
 @app.command(epilog="Example: unclip data retry dataset --out dataset-2")
@@ -139,17 +154,18 @@ def retry(
     before, after = folder_place(dataset), folder_place(out)
     read_dataset(before)
     settings = load_config(before / CONFIG_FILE, PrepareConfig, overrides or [])
-    _tell(out, run(before, after, clip, settings, ray_address=ray_address), json)
-
-
-def _tell(out: str, info: DatasetInfo, json: bool) -> None:
+    info = run(before, after, clip, settings, ray_address=ray_address)
     if json:
         emit_json(info.to_json())
     else:
-        typer.echo(
-            f"{out}: {info.kept} of {info.input} kept, {info.rejected} rejected, "
-            f"{info.shards} shards, CLIP {info.clip.model if info.clip else 'none'}"
-        )
+        _tell(after, info)
+
+
+def _tell(out: Place, info: DatasetInfo) -> None:
+    typer.echo(
+        f"{out}: {info.kept} of {info.input} kept, {info.rejected} rejected, "
+        f"{info.shards} shards, CLIP {info.clip.model if info.clip else 'none'}"
+    )
 
 
 @app.command(epilog="Example: unclip data embed dataset --clip random:1 --as second")
@@ -160,14 +176,21 @@ def embed(
         str | None,
         typer.Option("--as", metavar="NAME", help="Write a further set, embeddings/NAME."),
     ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override, such as precision=bf16."),
+    ] = None,
     ray_address: _Ray = None,
     json: _Json = False,
 ) -> None:
     """Add CLIP embeddings to a DATASET made with `--clip none`, or a second set to any."""
+    from base.config import load_config
     from base.places import folder_place
+    from data_pipeline.config import EmbedConfig
     from data_pipeline.embed import embed as run
 
-    info = run(folder_place(dataset), clip, name, ray_address=ray_address)
+    settings = load_config(os.devnull, EmbedConfig, overrides or [])
+    info = run(folder_place(dataset), clip, name, settings, ray_address=ray_address)
     if json:
         emit_json(info.to_json())
     else:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.cluster import actor_pool, cores, run_bounded
+from base.errors import UserError
+from data_pipeline.cluster import actor_pool, cause_of, cores
 
 if TYPE_CHECKING:
     from base.stop import StopFlag
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from data_pipeline.crop import Crop
     from data_pipeline.schema.dataset import ClipInfo
 
+_LEAST_SECONDS = 30.0  # that the others may take longer than the first
+_POLL_SECONDS = 0.5
 _THREADS = 1  # per actor, whatever the machine has: sums in another order give other bytes
 
 Features = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]  # image, text: [n, D] each
@@ -74,15 +79,36 @@ class ClipPool:
 def start_pool(ray: Any, clip: str, config: EmbedConfig, batches: int, stop: StopFlag) -> ClipPool:
     """Actors for at most so many batches at a time; interruptible, as loading may take long.
 
+    Those that come much later than the first one are done without: their place is not free.
+
     Raises:
         UserError: the CLIP cannot be loaded.
     """
-    actors = _actors(ray, config, batches)
-    described = run_bounded(
-        ray, lambda _: actors[0].describe.remote(clip, config.precision), [0], 1, stop
-    )
-    ((_, (info, crop)),) = described
-    return ClipPool(tuple(actors), clip, info, crop)
+    asked = {
+        actor.describe.remote(clip, config.precision): actor
+        for actor in _actors(ray, config, batches)
+    }
+    there: list[Any] = []
+    described: tuple[ClipInfo, Crop] | None = None
+    began, until, last = time.monotonic(), math.inf, "no place for one"
+    while asked and time.monotonic() < until:
+        stop.raise_if_requested()
+        ready, _ = ray.wait(list(asked), num_returns=1, timeout=_POLL_SECONDS)
+        for reference in ready:
+            actor = asked.pop(reference)
+            try:
+                described = ray.get(reference)
+            except ray.exceptions.RayTaskError as error:
+                raise cause_of(error) from error
+            except ray.exceptions.RayError as error:
+                last = str(error).strip().splitlines()[0]
+                continue
+            there.append(actor)
+            took = time.monotonic() - began
+            until = min(until, began + took + max(_LEAST_SECONDS, took))
+    if described is None:
+        raise UserError(f"clip: {clip}: every actor died while it loaded ({last})")
+    return ClipPool(tuple(there), clip, *described)
 
 
 def _actors(ray: Any, config: EmbedConfig, batches: int) -> list[Any]:
@@ -91,12 +117,12 @@ def _actors(ray: Any, config: EmbedConfig, batches: int) -> list[Any]:
     A call that dies with its actor is not repeated by Ray: who asked asks another one.
     """
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0) / config.gpu_fraction)
+    gpus = int(resources.get("GPU", 0)) * int(1 / config.gpu_fraction)
     count = config.actors or gpus or int(resources.get("CPU", cores()))
-    kind = ray.remote(max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD")(ClipActor)
     count = max(1, min(batches, count))
+    kind = ray.remote(max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD")(ClipActor)
     if gpus:
         share = config.gpu_fraction
         make = kind.options(num_gpus=share)
-        return actor_pool(ray, f"gpu {share}", count, lambda: make.remote("cuda"))
+        return actor_pool(ray, f"gpu {share}", min(count, gpus), lambda: make.remote("cuda"))
     return actor_pool(ray, "cpu", count, lambda: kind.remote("cpu"))

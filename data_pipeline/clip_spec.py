@@ -23,13 +23,14 @@ FORMS = (
     "none, random:SEED, MODEL:WEIGHTS (an open_clip name and a file or tag), a RUN of stage clip, "
     "or a folder with open_clip_config.json and open_clip_model.safetensors"
 )
+_PUBLISHED = "published:"
 
 
 @dataclass(frozen=True)
 class ClipSpec:
     """A CLIP's parts by kind: random weights by seed, a folder of open_clip's, a named model."""
 
-    kind: Literal["random", "folder", "named"]
+    kind: Literal["random", "folder", "named", "published"]
     model: str  # for the record; of a named model, open_clip's name
     label: str  # for the record: seed, file name or tag
     weights: Path | None = None  # None: random, or a tag that open_clip fetches
@@ -39,7 +40,7 @@ class ClipSpec:
         if (self.model, self.label) != (info.model, info.pretrained):
             return False
         if self.weights is None:
-            return self.kind == "random"
+            return self.kind in ("random", "published")
         return sha256_file(self.weights) == info.weights_sha256
 
 
@@ -53,6 +54,8 @@ def find_clip(text: str) -> ClipSpec:
         if not text.removeprefix("random:").isdecimal():
             raise UserError(f"clip: got {text!r}, expected random:SEED with a whole number")
         return ClipSpec("random", "random", text)
+    if text.startswith(_PUBLISHED):
+        return _published(text)
     folder = Path(text)
     if folder.is_dir():
         return _find_folder(folder)
@@ -64,6 +67,13 @@ def find_clip(text: str) -> ClipSpec:
     if path.is_file():
         return ClipSpec("named", model, path.name, path.absolute())
     return ClipSpec("named", model, weights)
+
+
+def _published(text: str) -> ClipSpec:
+    model, _, weights = text.removeprefix(_PUBLISHED).partition("/")
+    if not model or not weights:
+        raise UserError(f"clip: got {text!r}, expected published:MODEL/WEIGHTS, as a record")
+    return ClipSpec("published", model, _PUBLISHED + weights)
 
 
 def _find_folder(folder: Path) -> ClipSpec:

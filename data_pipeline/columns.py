@@ -6,6 +6,7 @@ import base64
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -111,19 +112,31 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def renamed(values: Mapping[str, Any], full: pa.Schema, extra: pa.Schema) -> dict[str, Any]:
-    """Values under the names that `full` (metadata_schema(extra)) gives the columns of `extra`.
+@dataclass(frozen=True)
+class Names:
+    """The names that a DATASET's metadata gives the input's columns."""
+
+    new: Mapping[str, str]  # by the input's own name
+    taken: frozenset[str]  # lower case
+
+    @staticmethod
+    def of(full: pa.Schema, extra: pa.Schema) -> Names:
+        """Those that `full` (metadata_schema(extra)) gives the columns of `extra`."""
+        new = dict(zip(extra.names, full.names[len(full) - len(extra) :], strict=True))
+        return Names(new, frozenset(name.lower() for name in full.names))
+
+
+def renamed(values: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    """Values under their new names.
 
     A key that no column knows keeps its name, unless that is taken.
     """
-    names = dict(zip(extra.names, full.names[len(full) - len(extra) :], strict=True))
-    taken = {name.lower() for name in full.names}
     result = {}
     for name, value in values.items():
-        new = names.get(name)
+        new = names.new.get(name)
         if new is None:
             new = name
-            while new.lower() in taken:
+            while new.lower() in names.taken:
                 new = f"input_{new}"
         result[new] = value
     return result

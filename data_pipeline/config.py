@@ -43,6 +43,7 @@ class PrepareConfig(Config):
     only_if_bigger: bool = False  # never enlarge a small picture
     jpeg_quality: int = Field(95, ge=1, le=100)
     chroma: Literal["420", "444"] = "420"  # 420 halves the colours' resolution, as usual
+    keep_jpeg: bool = False  # store what is plain and fits already as it came (data_pipeline.jpeg)
     samples_per_shard: int = Field(1000, ge=1, le=KEYS_PER_SHARD)
     max_pixels: int = Field(64_000_000, ge=1)  # declared by the header, before any decoding
     max_bytes: int = Field(256 << 20, ge=1)  # of a picture's file

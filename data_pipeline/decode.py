@@ -14,6 +14,7 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_pipeline.colour import DAMAGE, Pixels, on_white, to_srgb
+from data_pipeline.jpeg_header import open_jpeg, read_header
 from data_pipeline.row import Rejection
 
 _MAGIC: tuple[tuple[bytes, tuple[str, ...]], ...] = (
@@ -38,7 +39,6 @@ _HARMLESS = re.compile(
 )
 # Their decoders hold the picture more than twice; half the cap keeps all of it below 1 GB.
 _HEAVY = {("WEBP",), ("AVIF",), ("JPEG2000",)}
-_ORIENTATION = 0x0112
 Needed = Callable[[int, int], tuple[int, int]]  # (width, height) shown -> least sides wanted
 
 # Warnings of Pillow concern metadata; every pixel that matters is checked here.
@@ -111,20 +111,12 @@ def sniff(data: bytes) -> tuple[str, ...]:
 
 
 def _decode_jpeg(data: bytes, limits: Limits, needed: Needed) -> Picture:
-    try:
-        header = Image.open(io.BytesIO(data), formats=("JPEG",))
-    except UnidentifiedImageError:
-        if (bits := _jpeg_precision(data)) not in (None, 8):
-            raise Rejection("unsupported_image", f"a JPEG of {bits} bits a sample") from None
-        raise
-    orientation = _orientation(header)
-    turned = orientation >= 5
-    shown = header.size[::-1] if turned else header.size
+    header = read_header(data)
+    shown = (header.width, header.height)[:: -1 if header.turned else 1]
     limits.check(*shown)
     if header.mode == "CMYK":
-        return _finish(header, limits, needed)
-    sides = needed(*shown)
-    min_width, min_height = sides[::-1] if turned else sides
+        return _finish(open_jpeg(data), limits, needed)
+    min_width, min_height = needed(*shown)[:: -1 if header.turned else 1]
     space = "GRAY" if header.mode == "L" else "RGB"
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(
@@ -133,20 +125,12 @@ def _decode_jpeg(data: bytes, limits: Limits, needed: Needed) -> Picture:
     except ValueError as error:
         if not _HARMLESS.search(str(error)):
             raise
-        return _finish(header, limits, needed)  # Pillow passes over warnings, not over truncation
-    profile = header.info.get("icc_profile")
-    pixels = to_srgb(pixels, profile) if profile else pixels
+        # Pillow passes over warnings, not over truncation
+        return _finish(open_jpeg(data), limits, needed)
+    pixels = to_srgb(pixels, header.profile) if header.profile else pixels
     if pixels.shape[2] == 1:
         pixels = np.repeat(pixels, 3, axis=2)
-    return Picture(_turned(pixels, orientation), *shown)
-
-
-def _orientation(header: Image.Image) -> int:
-    try:
-        value = header.getexif().get(_ORIENTATION, 1)
-    except Exception:  # EXIF of any kind of damage means that there is no orientation
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    return Picture(_turned(pixels, header.orientation), *shown)
 
 
 def _turned(pixels: Pixels, orientation: int) -> Pixels:
@@ -206,20 +190,6 @@ def _check_png(data: bytes) -> None:
         if kind == b"IEND":
             return
         place = end + 4
-
-
-def _jpeg_precision(data: bytes) -> int | None:
-    """Bits a sample that a JPEG's frame header declares, if it gets that far."""
-    place = 2
-    while place + 5 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return data[place + 4]
-        if marker == 0xFF:  # a fill byte
-            place += 1
-            continue
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return None
 
 
 def _explained(error: BaseException) -> Rejection:

@@ -133,6 +133,7 @@ def embed(
             if bar is not None:
                 bar.skip(info.kept)
             return info
+        require_pictures(dataset, info)
         with work_folder(dataset) as work, cluster(ray_address) as ray, StopFlag() as stop:
             pool = start_pool(ray, clip, settings, info.shards, stop)
             embed_all(ray, dataset, work, info.shards, pool, name, stop, bar)
@@ -157,6 +158,13 @@ def is_embedded(
     if known is None or not spec.is_for(known) or known.precision != precision:
         return False
     return len(done(root, range(info.shards), EMBEDDED, name)) == info.shards
+
+
+def require_pictures(dataset: Place, info: DatasetInfo) -> None:
+    """Raises UserError where there are published embeddings alone: nothing else can be made."""
+    if info.clip is not None and info.clip.published:
+        whose = f"{info.clip.model} {info.clip.pretrained}"
+        raise UserError(f"{dataset}: holds embeddings of {whose} and no pictures to embed")
 
 
 def _check_name(name: str | None) -> None:
@@ -184,6 +192,8 @@ def embed_all(
     kept = [commit.kept if commit else 0 for commit in commits]
     there = done(root, range(shards), EMBEDDED, name)
     todo = [s for s in range(shards) if s not in there]
+    if not todo:
+        return
     task = ray.remote(max_retries=3, scheduling_strategy="SPREAD")(_embed_task)
     shared = ray.put(pool)
 

@@ -21,8 +21,9 @@ from data_pipeline.cluster import cluster, cpus, run_bounded
 from data_pipeline.commits import done, publish, read_commits
 from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import claim, embed_all, is_embedded
+from data_pipeline.fetch.lists import settled
 from data_pipeline.parquet import read_table
-from data_pipeline.plan import ShardPlan, persist, plan_fingerprint
+from data_pipeline.plan import ShardPlan, TooManyShards, persist, plan_fingerprint
 from data_pipeline.schema.dataset import (
     DATASET_FILE,
     PIXELS,
@@ -38,6 +39,7 @@ from data_pipeline.schema.dataset import (
     shard_name,
 )
 from data_pipeline.sources import Source
+from data_pipeline.vectors import make_vector_shard, used_clip, with_clip
 
 _LEAST_BYTES_PER_ROW = 4096  # headers and padding alone; a full disk later is told all the same
 _TASKS_PER_CPU = 2  # under way: one at work, one waiting
@@ -51,6 +53,7 @@ def prepare(
     *,
     ray_address: str | None = None,
     bar: Progress | None = None,
+    part: int | None = None,
 ) -> DatasetInfo:
     """Makes the DATASET `out` from folders of pairs, tables and webdataset tars.
 
@@ -59,6 +62,7 @@ def prepare(
     it has none and `clip` asks for them). Rows are counted in a bar of their own, or in `bar`.
 
     Raises:
+        TooManyShards: the inputs make more than a DATASET holds, and no `part` is named.
         UserError: bad inputs; inputs, config or CLIP other than `out` was begun with; `out` in use.
         NothingUsable: no rows, or none that could be kept.
         Stopped, KeyboardInterrupt: asked to stop; what was committed stays.
@@ -69,7 +73,31 @@ def prepare(
     def scan(work: Place) -> list[Source]:
         return sources.scan(inputs, work, settings.columns)
 
-    return prepare_sources(scan, out, clip, settings, ray_address=ray_address, bar=bar)
+    return prepare_sources(scan, out, clip, settings, ray_address=ray_address, bar=bar, part=part)
+
+
+def prepare_parts(
+    inputs: Sequence[Anywhere],
+    out: Place,
+    clip: str = "none",
+    config: PrepareConfig | None = None,
+    *,
+    ray_address: str | None = None,
+) -> Iterator[tuple[Place, DatasetInfo]]:
+    """`prepare` of inputs of any size: `out`, or `out`-000, `out`-001, … of 10⁵ shards each.
+
+    Rows keep their positions in the whole input. Errors are those of `prepare`.
+    """
+    try:
+        info = prepare(inputs, out, clip, config, ray_address=ray_address)
+    except TooManyShards as too_many:
+        parts = too_many.parts
+    else:
+        yield out, info
+        return
+    for part in range(parts):
+        place = out.with_name(f"{out.name}-{part:03d}")
+        yield place, prepare(inputs, place, clip, config, ray_address=ray_address, part=part)
 
 
 def prepare_sources(
@@ -80,27 +108,29 @@ def prepare_sources(
     *,
     ray_address: str | None = None,
     bar: Progress | None = None,
+    part: int | None = None,
 ) -> DatasetInfo:
     """`prepare` of what `scan` finds; it is given a folder for what must be listed."""
+    config = config.model_copy(update={"fetch": settled(config.fetch)})
     spec = None if clip == "none" else find_clip(clip)
     _check_target(out)
     with _removed_if_empty(out), Lease(out), work_folder(out) as work:
-        found = scan(work)
-        shards = persist(out, found, config)
+        found = with_clip(out, scan(work), spec)
+        shards = persist(out, found, config, part)
         if (info := _complete(out, spec, config)) is not None:
             if bar is not None:
                 bar.skip(info.input)
             return info
-        pool = None
+        pool, used = None, used_clip(found)
         with cluster(ray_address) as ray, StopFlag() as stop:
-            if spec is not None:
+            if spec is not None and used is None:
                 pool = start_pool(ray, clip, config.embed, len(shards), stop)
                 claim(out, len(shards), None, pool.info)
             _make_shards(ray, out, work, found, shards, config, pool, stop, bar)
             _require_kept(out, len(shards))
             if pool is not None:  # what an earlier run made without a CLIP
                 embed_all(ray, out, work, len(shards), pool, None, stop)
-        return _finish(out, shards, config, None if pool is None else pool.info)
+        return _finish(out, shards, config, used if pool is None else pool.info)
 
 
 @contextmanager
@@ -179,8 +209,9 @@ def _shard_task(
     """The body of a Ray task: the attempt's folder, and the commit to publish."""
     from data_pipeline.pixels import Job, make_shard
 
+    make = make_shard if used_clip(shared[0]) is None else make_vector_shard
     with attempt_at(work, plan.shard) as (folder, attempt):
-        return attempt, make_shard(Job(plan, *shared), folder)
+        return attempt, make(Job(plan, *shared), folder)
 
 
 def _commits(out: Place, shards: int) -> Iterator[Commit]:
@@ -205,11 +236,12 @@ def _finish(
     out: Place, shards: Sequence[ShardPlan], config: PrepareConfig, clip: ClipInfo | None
 ) -> DatasetInfo:
     """Writes the totals; dataset.json last, because its presence says that all is there."""
+    pictures = clip is None or not clip.published
     sizes: dict[str, int] = {}
     totals: Counter[str] = Counter()
     for commit in _commits(out, len(shards)):
         totals.update(input=commit.input, kept=commit.kept, rejected=commit.rejected)
-        if commit.kept:
+        if commit.kept and pictures:
             sizes[f"{shard_name(commit.shard)}.tar"] = commit.kept
     write_json(out / SIZES_FILE, sizes)
     info = DatasetInfo(
@@ -218,7 +250,7 @@ def _finish(
         kept=totals["kept"],
         rejected=totals["rejected"],
         shards=len(shards),
-        image_size=config.image_size,
+        image_size=config.image_size if pictures else 0,
         plan_fingerprint=plan_fingerprint(out),
         clip=clip,
     )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cv2
-import imagehash
 import numpy as np
 import pyarrow as pa
 import simplejpeg
-from PIL import Image
 
 from data_pipeline import columns, resize, sources
+from data_pipeline.captions import with_caption
 from data_pipeline.clip_pool import ClipPool
 from data_pipeline.config import PrepareConfig
 from data_pipeline.crop import Pixels
@@ -23,8 +22,10 @@ from data_pipeline.decode import Limits, decode
 from data_pipeline.embed import with_columns, write_rows
 from data_pipeline.features import ShardFeatures
 from data_pipeline.fetch.rows import in_order, with_pictures
+from data_pipeline.jpeg import is_plain
+from data_pipeline.phash import phash
 from data_pipeline.plan import ShardPlan
-from data_pipeline.row import Rejection, Row
+from data_pipeline.row import Rejection, Row, rejected_row, utf8
 from data_pipeline.schema.dataset import (
     EMBEDDED,
     EMBEDDING_COLUMNS,
@@ -60,6 +61,7 @@ class Job:
 class _Rows:
     """What the shard's tables will hold."""
 
+    names: columns.Names
     kept: list[dict[str, Any]] = field(default_factory=list)
     extras: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -82,7 +84,7 @@ def make_shard(job: Job, attempt: Path) -> Commit:
 
     Equal inputs, config and versions give equal bytes.
     """
-    rows = _Rows()
+    rows = _Rows(columns.Names.of(metadata_schema(job.extra), job.extra))
     shard = job.plan.shard
     root = Path()
     features = ShardFeatures(job.pool, shard, f"shard {shard}") if job.pool else None
@@ -94,15 +96,7 @@ def make_shard(job: Job, attempt: Path) -> Commit:
                 if features is not None and made.crop is not None:
                     features.add(made.crop, made.row.captions[0])
             else:
-                rows.rejected.append(
-                    {
-                        "row": made.position,
-                        "source_key": _utf8(made.row.source_key),
-                        "url": _url(made.row),
-                        "reason": made.problem.reason,
-                        "message": _utf8(made.problem.message),
-                    }
-                )
+                rows.rejected.append(rejected_row(made.position, made.row, made.problem))
     files = {}
     if rows.kept:
         files[str(tar_path(root, shard))] = tar.file.record(len(rows.kept))
@@ -134,13 +128,15 @@ def _input_rows(job: Job) -> Iterator[tuple[int, Row]]:
 def _made(job: Job) -> Iterator[tuple[int, _Made]]:
     """Every row's picture as it will be stored, by position; those from the web as they arrive."""
     config = job.config
-    checked = ((position, _with_caption(row, config)) for position, row in _input_rows(job))
+    checked = ((position, with_caption(row, config)) for position, row in _input_rows(job))
     for position, row in with_pictures(checked, config.fetch, config.max_bytes):
         try:
             if row.problem is not None:
                 raise row.problem
             assert row.image is not None, "with_pictures leaves no row without"
-            yield position, _Made(position, row, *_encode(row.image, job), None)
+            jpeg, meta, stored = _encode(row.image, config)
+            crop = None if job.pool is None else job.pool.crop(stored[..., :3])
+            yield position, _Made(position, row, jpeg, meta, crop, None)
         except Rejection as why:
             yield position, _Made(position, row, b"", {}, None, why)
 
@@ -154,11 +150,11 @@ def _add(job: Job, tar: TarWriter, rows: _Rows, made: _Made) -> None:
         "caption": row.captions[0],
         "captions": list(row.captions),
         "row": made.position,
-        "source_key": _utf8(row.source_key),
+        "source_key": utf8(row.source_key),
         "url": _url(row),
         **made.meta,
     }
-    rest = columns.renamed(row.extra, metadata_schema(job.extra), job.extra)
+    rest = columns.renamed(row.extra, rows.names)
     text = row.captions[0].encode()
     body = columns.json_text({**head, **rest}).encode("utf-8", "replace")
     for suffix, data in (("jpg", jpeg), ("txt", text), ("json", body)):
@@ -168,47 +164,28 @@ def _add(job: Job, tar: TarWriter, rows: _Rows, made: _Made) -> None:
     rows.extras.append(dict(row.extra))
 
 
-def _with_caption(row: Row, config: PrepareConfig) -> Row:
-    """The row, with a problem if it has no usable caption: then nothing is fetched for it."""
-    if row.problem is not None:
-        return row
-    try:
-        _check_captions(row.captions, config)
-    except Rejection as why:
-        return replace(row, problem=why)
-    return row
-
-
-def _check_captions(captions: Sequence[str], config: PrepareConfig) -> None:
-    if not captions:
-        raise Rejection("no_caption", "the row has no caption")
-    length = len(captions[0])
-    if length < config.min_caption:
-        raise Rejection("caption_too_short", f"{length} characters of {config.min_caption}")
-    if config.max_caption and length > config.max_caption:
-        raise Rejection("caption_too_long", f"{length} characters, max is {config.max_caption}")
-
-
-def _encode(data: bytes, job: Job) -> tuple[bytes, dict[str, Any], Pixels | None]:
-    """The stored JPEG, what metadata says of picture and source, and the CLIP's crop of it."""
-    config = job.config
+def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any], Pixels]:
+    """The stored JPEG, what metadata says of picture and source, and the pixels [H, W, 4]."""
     mode, size = config.mode, config.image_size
     limits = Limits(config.max_pixels, config.min_side, config.max_aspect)
     picture = decode(data, limits, lambda w, h: resize.needed_sides(mode, size, w, h))
     fitted = resize.fit(picture.pixels, mode, size, config.only_if_bigger)
-    jpeg = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(fitted), config.jpeg_quality, "RGB", config.chroma
-    )
-    stored = simplejpeg.decode_jpeg(jpeg)
+    if config.keep_jpeg and fitted.shape[:2] == (picture.height, picture.width) and is_plain(data):
+        jpeg = data
+    else:
+        jpeg = simplejpeg.encode_jpeg(
+            np.ascontiguousarray(fitted), config.jpeg_quality, "RGB", config.chroma
+        )
+    stored = simplejpeg.decode_jpeg(jpeg, "RGBX")  # [H, W, 4]: as Pillow holds it, not copied
     meta = {
         "width": stored.shape[1],
         "height": stored.shape[0],
         "original_width": picture.width,
         "original_height": picture.height,
         "sha256": hashlib.sha256(data).hexdigest(),
-        "phash": str(imagehash.phash(Image.fromarray(stored))),
+        "phash": phash(stored),
     }
-    return jpeg, meta, None if job.pool is None else job.pool.crop(stored)
+    return jpeg, meta, stored
 
 
 def _metadata(rows: _Rows, extra: pa.Schema) -> pa.Table:
@@ -222,9 +199,4 @@ def _metadata(rows: _Rows, extra: pa.Schema) -> pa.Table:
 
 
 def _url(row: Row) -> str | None:
-    return None if row.url is None else _utf8(row.url)
-
-
-def _utf8(text: str) -> str:
-    """The text without lone surrogates, which UTF-8 cannot hold."""
-    return text.encode("utf-8", "replace").decode()
+    return None if row.url is None else utf8(row.url)

@@ -16,14 +16,18 @@ from base.errors import UserError
 from base.files import atomic_path, sha256_file, write_atomic
 from base.places import Place
 from data_pipeline.config import EmbedConfig, PrepareConfig
-from data_pipeline.fetch.config import PACE
+from data_pipeline.fetch.config import LISTS, PACE
+from data_pipeline.fetch.lists import digests
 from data_pipeline.parquet import read_table
 from data_pipeline.schema.dataset import CONFIG_FILE, MAX_SHARDS, PLAN_FILE, PLAN_SCHEMA
 from data_pipeline.sources import Source
 
 _NOTE = b"sources"
-# What a run that goes on may change; which CLIP embeddings are of is recorded beside them.
-_FREE = {f"fetch.{name}" for name in PACE} | {f"embed.{name}" for name in EmbedConfig.model_fields}
+_FIRST_ROW = b"first_row"  # of a part's plan: where it begins in the whole input
+_LISTS = b"opt_out"
+# What a run that goes on may change. Of lists their content is recorded, of embeddings whose.
+_FREE = {f"fetch.{name}" for name in (*PACE, *LISTS)}
+_FREE |= {f"embed.{name}" for name in EmbedConfig.model_fields}
 
 
 @dataclass(frozen=True)
@@ -49,22 +53,28 @@ class ShardPlan:
         return sum(part.count for part in self.slices)
 
 
-def cut(rows: Sequence[int], per_shard: int) -> list[ShardPlan]:
+class TooManyShards(UserError):
+    """The input makes more shards than a DATASET holds; it fits into so many parts."""
+
+    def __init__(self, rows: int, parts: int) -> None:
+        super().__init__(
+            f"samples_per_shard: {rows} rows make more than {MAX_SHARDS} shards, the most that a "
+            f"DATASET holds; raise it, or make {parts} DATASETs of them (prepare_parts)"
+        )
+        self.parts = parts
+
+
+def cut(rows: Sequence[int], per_shard: int, part: int = 0) -> list[ShardPlan]:
     """Shards of `per_shard` rows over the sources' rows laid end to end; the last may be shorter.
 
-    Raises:
-        UserError: there would be more than 10⁵ shards.
+    At most 10⁵ of them: `part` says which of the whole input's.
     """
-    total = sum(rows)
-    if total > MAX_SHARDS * per_shard:
-        raise UserError(
-            f"samples_per_shard: {total} rows would make {-(-total // per_shard)} shards of "
-            f"{per_shard}, expected at most {MAX_SHARDS}; raise it, or split the input"
-        )
+    rows_of_part = MAX_SHARDS * per_shard
+    begin_of_part, total = part * rows_of_part, min(sum(rows), (part + 1) * rows_of_part)
     starts = list(itertools.accumulate(rows, initial=0))[:-1]
     shards: list[ShardPlan] = []
     source = 0
-    for first in range(0, total, per_shard):
+    for first in range(begin_of_part, total, per_shard):
         last = min(total, first + per_shard)
         while starts[source] + rows[source] <= first:
             source += 1
@@ -79,13 +89,20 @@ def cut(rows: Sequence[int], per_shard: int) -> list[ShardPlan]:
     return shards
 
 
-def persist(root: Place, sources: Sequence[Source], config: PrepareConfig) -> list[ShardPlan]:
-    """Writes the plan, or checks that the one that is there is the same.
+def persist(
+    root: Place, sources: Sequence[Source], config: PrepareConfig, part: int | None = None
+) -> list[ShardPlan]:
+    """Writes the plan of the whole input or of a part, or checks that the one there is the same.
 
     Raises:
+        TooManyShards: the whole input needs several parts.
         UserError: inputs or config differ from those of the plan that `root` was begun with.
     """
-    shards = cut([source.rows for source in sources], config.samples_per_shard)
+    rows = [source.rows for source in sources]
+    parts = -(-sum(rows) // (MAX_SHARDS * config.samples_per_shard))
+    if part is None and parts > 1:
+        raise TooManyShards(sum(rows), parts)
+    shards = cut(rows, config.samples_per_shard, part or 0)
     if (root / CONFIG_FILE).is_file():
         _require_same(root, sources, config)
     else:
@@ -111,6 +128,11 @@ def planned_rows(root: Place) -> list[int]:
     return [counts.get(shard, 0) for shard in range(max(counts, default=-1) + 1)]
 
 
+def first_row(root: Place) -> int:
+    """Where the plan begins in the whole input: 0 but for the later ones of several parts."""
+    return int((_read(root).schema.metadata or {}).get(_FIRST_ROW, b"0"))
+
+
 def read_config(root: Place) -> PrepareConfig:
     """The config of the plan."""
     return load_config(root / CONFIG_FILE, PrepareConfig)
@@ -130,7 +152,12 @@ def _write(
     note = json.dumps(_identity(sources), ensure_ascii=False)
     table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
     with atomic_path(root / PLAN_FILE) as temporary:
-        pq.write_table(table.replace_schema_metadata({_NOTE: note}), temporary)
+        notes = {_NOTE: note}
+        if shards[0].first_row:
+            notes[_FIRST_ROW] = str(shards[0].first_row)
+        if lists := digests(config.fetch):
+            notes[_LISTS] = json.dumps(lists)
+        pq.write_table(table.replace_schema_metadata(notes), temporary)
     write_atomic(root / CONFIG_FILE, dump_config(config))  # last: its presence makes the plan
 
 
@@ -161,7 +188,20 @@ def _require_same(root: Place, sources: Sequence[Source], config: PrepareConfig)
                 f"{root}: begun with {key} {old.get(key)!r}, now {value!r}; "
                 "use the old value or another --out"
             )
+    _require_same_lists(root, config)
     require_same_inputs(root, sources)
+
+
+def _require_same_lists(root: Place, config: PrepareConfig) -> None:
+    """Half of a DATASET must not be under another opt-out list than the other half."""
+    old = json.loads((_read(root).schema.metadata or {}).get(_LISTS, b"{}"))
+    new = digests(config.fetch)
+    for name in LISTS:
+        if old.get(name) != new.get(name):
+            raise UserError(
+                f"fetch.{name}: the list changed since {root} was begun; give the old one, or "
+                "begin with another --out"
+            )
 
 
 def _decisive(config: PrepareConfig) -> dict[str, Any]:

@@ -16,6 +16,11 @@ class Rejection(Exception):
         self.message = " ".join(message.split())
 
 
+def utf8(text: str) -> str:
+    """The text without lone surrogates, which UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
 @dataclass(frozen=True)
 class Row:
     """A picture's bytes with its captions, or the reason why there are none.
@@ -30,3 +35,14 @@ class Row:
     extra: Mapping[str, Any] = field(default_factory=dict)  # the input's other columns
     problem: Rejection | None = None
     expected: Mapping[str, str] = field(default_factory=dict)  # md5, sha256: hex digits of `image`
+
+
+def rejected_row(position: int, row: Row, problem: Rejection) -> dict[str, Any]:
+    """A row of rejected/ (schema.dataset.REJECTED_SCHEMA)."""
+    return {
+        "row": position,
+        "source_key": utf8(row.source_key),
+        "url": None if row.url is None else utf8(row.url),
+        "reason": problem.reason,
+        "message": utf8(problem.message),
+    }

@@ -20,7 +20,15 @@ from data_pipeline.schema.dataset import FileRecord
 
 _BLOCK = 512
 _NAME_BYTES = 100
-_CHECKSUM = slice(148, 156)
+# The parts of a header that never differ, and the sum of their bytes.
+_OWNER = b"0000644\0" + b"0000000\0" * 2  # mode, uid, gid
+_TIME = b"\0" + b"00000000000\0"  # the end of the size, then mtime
+_KIND = (
+    b"0"
+    + b"\0" * 100  # a regular file, no link
+    + b"ustar\x0000"  # magic and version; owner names, device numbers, prefix stay empty
+).ljust(_BLOCK - 156, b"\0")
+_REST_SUM = sum(_OWNER + _TIME + b" " * 8 + _KIND)  # the checksum itself counts as spaces
 
 
 class HashedFile(io.RawIOBase):
@@ -66,18 +74,11 @@ def ustar_header(name: str, size: int) -> bytes:
     encoded = name.encode("ascii")
     if len(encoded) > _NAME_BYTES or not 0 <= size < 8**11:
         raise ValueError(f"name, size: got {name!r}, {size}, expected what ustar can hold")
-    fields = (
-        encoded.ljust(_NAME_BYTES, b"\0"),
-        b"0000644\0" + b"0000000\0" * 2,  # mode, uid, gid
-        b"%011o\0" % size,
-        b"00000000000\0",  # mtime
-        b" " * 8,  # the checksum counts as spaces
-        b"0" + b"\0" * 100,  # regular file, no link
-        b"ustar\x0000",  # magic and version; owner names, device numbers, prefix stay empty
+    digits = b"%011o" % size
+    total = _REST_SUM + sum(encoded) + sum(digits)
+    return b"".join(
+        (encoded.ljust(_NAME_BYTES, b"\0"), _OWNER, digits, _TIME, b"%06o\0 " % total, _KIND)
     )
-    header = bytearray(b"".join(fields).ljust(_BLOCK, b"\0"))
-    header[_CHECKSUM] = b"%06o\0 " % sum(header)
-    return bytes(header)
 
 
 class TarWriter:
@@ -88,9 +89,9 @@ class TarWriter:
 
     def add(self, name: str, data: bytes) -> int:
         """Appends a member; gives the offset of its data."""
-        self.file.write(ustar_header(name, len(data)))
-        offset = self.file.tell()
-        self.file.write(data + b"\0" * (-len(data) % _BLOCK))
+        offset = self.file.tell() + _BLOCK
+        padding = b"\0" * (-len(data) % _BLOCK)
+        self.file.write(b"".join((ustar_header(name, len(data)), data, padding)))
         return offset
 
     def __enter__(self) -> TarWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -20,11 +21,12 @@ from data_pipeline.check_shard import (
     Problems,
     check_embeddings,
     check_metadata,
+    check_no_tar,
     check_rejected,
     check_tar,
 )
 from data_pipeline.parquet import read_table
-from data_pipeline.plan import plan_fingerprint, planned_rows, read_config
+from data_pipeline.plan import first_row, plan_fingerprint, planned_rows, read_config
 from data_pipeline.schema.dataset import (
     CONFIG_FILE,
     DATASET_FILE,
@@ -85,7 +87,8 @@ def verify(dataset: Place) -> VerifyReport:
     names += sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     problems = Problems()
     planned = _guarded(problems, PLAN_FILE, lambda: planned_rows(dataset)) or []
-    starts = [sum(planned[:i]) for i in range(len(planned))]
+    begin = _guarded(problems, PLAN_FILE, lambda: first_row(dataset)) or 0
+    starts = list(itertools.accumulate(planned, initial=begin))
     results: list[_ShardResult] = []
 
     def check(shard: int) -> _ShardResult:
@@ -198,7 +201,8 @@ def _check_content(
             return
         kept = _guarded(problems, where, lambda: check_metadata(table, commit, info, problems))
         where = f"shards/{shard_name(shard)}.tar"
-        _guarded(problems, where, lambda: check_tar(root, commit, table, problems))
+        check_pictures = check_no_tar if _no_pictures(info) else check_tar
+        _guarded(problems, where, lambda: check_pictures(root, commit, table, problems))
         for name in names:
             where = str(img_emb_path(Path(), shard, name))
             check = partial(check_embeddings, root, commit, table, info, name, problems)
@@ -214,9 +218,18 @@ def _expected_files(commit: Commit, info: DatasetInfo) -> set[str]:
     expected = {f"rejected/rejected_{name}.parquet"}
     if commit.kept:
         expected |= {f"shards/{name}.tar", f"metadata/metadata_{name}.parquet"}
-        if info.clip:
+        if _no_pictures(info):
+            optional = {f"text_emb/text_emb_{name}.npy"} & set(commit.files)
+            expected |= optional | {f"img_emb/img_emb_{name}.npy"}
+            expected.remove(f"shards/{name}.tar")
+        elif info.clip:
             expected |= {f"img_emb/img_emb_{name}.npy", f"text_emb/text_emb_{name}.npy"}
     return expected
+
+
+def _no_pictures(info: DatasetInfo) -> bool:
+    """Whether it holds published embeddings alone."""
+    return info.clip is not None and info.clip.published
 
 
 def _check_totals(
@@ -241,14 +254,16 @@ def _check_totals(
     problems.expect(where, "plan_fingerprint", info.plan_fingerprint, fingerprint)
     config = _guarded(problems, CONFIG_FILE, lambda: read_config(root))
     if config is not None:
-        problems.expect(where, "image_size", info.image_size, config.image_size)
+        side = 0 if _no_pictures(info) else config.image_size
+        problems.expect(where, "image_size", info.image_size, side)
     stage = EMBEDDED if info.clip else PIXELS
     if any(commit.stage != stage for commit in commits):
         problems.add(where, "embedding was begun and not finished; run `unclip data embed` again")
     _guarded(
         problems, where, lambda: _expect_canonical(root / where, info.to_json(), problems, where)
     )
-    sizes = {f"{shard_name(c.shard)}.tar": c.kept for c in commits if c.kept}
+    with_tars = [c for c in commits if c.kept and not _no_pictures(info)]
+    sizes = {f"{shard_name(c.shard)}.tar": c.kept for c in with_tars}
     _guarded(
         problems,
         SIZES_FILE,

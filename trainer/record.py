@@ -95,6 +95,8 @@ def require_fitting_data(
             f"model.embedding_dim: got {width}, expected {clips[0].dim} as in {roots[0]}"
         )
     weights = None if config.clip is None else find_weights(config.clip)
+    if clips[0].published:  # whose they are is the publisher's word, of which there is no hash
+        return
     if weights is not None and sha256_file(weights) != clips[0].weights_sha256:
         raise UserError(f"clip: {config.clip} is not the CLIP that embedded {roots[0]}")
 

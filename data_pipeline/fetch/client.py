@@ -18,7 +18,8 @@ from yarl import URL
 
 from data_pipeline.fetch.addresses import RefusedAddress, is_public, public_socket
 from data_pipeline.fetch.config import FetchConfig
-from data_pipeline.fetch.manners import Domains, Pace, Robots, opts_out, read_list
+from data_pipeline.fetch.lists import read_domains
+from data_pipeline.fetch.manners import Domains, Pace, Robots, opts_out
 from data_pipeline.row import Rejection
 
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -46,7 +47,7 @@ class Client:
     def __init__(self, config: FetchConfig, max_bytes: int) -> None:
         self._config, self._max_bytes = config, min(max_bytes, config.max_bytes)
         self.large = asyncio.Semaphore(_LARGE_AT_ONCE)
-        self._banned = Domains(read_list(config.opt_out_domains))
+        self._banned = Domains(read_domains(config.opt_out_domains))
         self._robots = Robots(config.user_agent, self._robots_text)
         self._pace = Pace(config.per_host)
 

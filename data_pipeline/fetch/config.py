@@ -21,6 +21,7 @@ PACE = (
     "per_host",
     "host_delay_seconds",
 )
+LISTS = ("opt_out_domains", "opt_out_hashes")  # it is their content that counts, not their place
 
 
 class FetchConfig(Config):

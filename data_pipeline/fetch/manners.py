@@ -7,12 +7,10 @@ import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from protego import Protego
 
-from base.errors import UserError
-
+_ROBOTS_SECONDS = 86_400.0  # how long a robots.txt is believed
 _HOSTS = 10_000  # remembered at once
 _LONGEST_DELAY = 30.0  # of those that robots.txt may ask for
 
@@ -44,38 +42,31 @@ class Domains:
     """A list of domains, their sub-domains included."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._names = {name.strip().lower().strip(".") for name in names} - {""}
+        self._names = {_ascii(name) for name in names} - {""}
 
     def __contains__(self, host: str) -> bool:
-        labels = host.lower().rstrip(".").split(".")
+        labels = _ascii(host).split(".")
         return any(".".join(labels[i:]) in self._names for i in range(len(labels)))
 
 
-def read_list(path: Path | None) -> list[str]:
-    """The lines of an opt-out list; `#` begins a comment.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    if path is None:
-        return []
+def _ascii(name: str) -> str:
+    """A host's name as DNS has it, whichever alphabet it is written in."""
+    name = name.strip().lower().strip(".")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    return [line for line in lines if line]
+        return name if name.isascii() else name.encode("idna").decode()
+    except UnicodeError:
+        return name
 
 
 class Robots:
-    """robots.txt of hosts, each read once (RFC 9309).
+    """robots.txt of hosts, each read once a day (RFC 9309).
 
     `read` gives its text, or None where there is none; it raises what makes it unknown.
     """
 
     def __init__(self, agent: str, read: Callable[[str], Awaitable[str | None]]) -> None:
         self._name, self._read = agent_name(agent), read
-        self._known: OrderedDict[str, asyncio.Future[Protego | None]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[float, asyncio.Future[Protego | None]]] = OrderedDict()
 
     async def allow(self, origin: str, url: str) -> bool:
         """Whether we may fetch `url` of `origin` (scheme://host:port)."""
@@ -89,10 +80,13 @@ class Robots:
         return min(float(asked or 0.0), _LONGEST_DELAY)
 
     async def _rules(self, origin: str) -> Protego | None:
-        if origin in self._known:
+        now = asyncio.get_running_loop().time()
+        since, known = self._known.get(origin, (now, None))
+        if known is not None and now - since < _ROBOTS_SECONDS:
             self._known.move_to_end(origin)
-            return await asyncio.shield(self._known[origin])
-        task = self._known[origin] = asyncio.ensure_future(self._ask(origin))
+            return await asyncio.shield(known)
+        task = asyncio.ensure_future(self._ask(origin))
+        self._known[origin] = now, task
         while len(self._known) > _HOSTS:
             self._known.popitem(last=False)
         try:

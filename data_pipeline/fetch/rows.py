@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar
 
 from data_pipeline.fetch.background import Fetching
 from data_pipeline.fetch.config import FetchConfig
-from data_pipeline.fetch.manners import read_list
+from data_pipeline.fetch.kept import kept_fetching
 from data_pipeline.row import Rejection, Row
 
 T = TypeVar("T")
@@ -30,7 +28,7 @@ def with_pictures(
     under way or waiting to be taken.
     """
     arrived: _Arrived = SimpleQueue()
-    under_way = 0
+    under_way = set[Future[bytes]]()
     with ExitStack() as stack:
         fetching: Fetching | None = None
         for position, row in rows:
@@ -38,16 +36,15 @@ def with_pictures(
                 yield position, row
                 continue
             if fetching is None:
-                fetching = stack.enter_context(Fetching(config, max_bytes))
+                fetching = stack.enter_context(kept_fetching(config, max_bytes))
+                stack.callback(_give_up, fetching, under_way)
             future = fetching.submit(row.url or "")
             future.add_done_callback(lambda done, p=position, r=row: arrived.put((p, r, done)))  # type: ignore[misc]
-            under_way += 1
-            while under_way >= config.concurrency or not arrived.empty():
-                yield _take(fetching, arrived, config)
-                under_way -= 1
+            under_way.add(future)
+            while len(under_way) >= config.concurrency or not arrived.empty():
+                yield _take(fetching, arrived, under_way)
         while fetching is not None and under_way:
-            yield _take(fetching, arrived, config)
-            under_way -= 1
+            yield _take(fetching, arrived, under_way)
 
 
 def in_order(numbered: Iterator[tuple[int, T]], first: int = 0) -> Iterator[T]:
@@ -61,19 +58,24 @@ def in_order(numbered: Iterator[tuple[int, T]], first: int = 0) -> Iterator[T]:
     assert not waiting, "every number comes once"
 
 
-def _take(fetching: Fetching, arrived: _Arrived, config: FetchConfig) -> tuple[int, Row]:
+def _give_up(fetching: Fetching, under_way: set[Future[bytes]]) -> None:
+    for future in under_way:
+        fetching.give_up(future)
+
+
+def _take(fetching: Fetching, arrived: _Arrived, under_way: set[Future[bytes]]) -> tuple[int, Row]:
     position, row, future = arrived.get()
+    under_way.remove(future)
     try:
         image = future.result()
         fetching.taken(image)
-        _check_hashes(image, row, config)
+        _check_hashes(image, row, fetching.unwanted)
     except Rejection as why:
         return position, replace(row, problem=why)
     return position, replace(row, image=image)
 
 
-def _check_hashes(image: bytes, row: Row, config: FetchConfig) -> None:
-    unwanted = _hashes(config.opt_out_hashes)
+def _check_hashes(image: bytes, row: Row, unwanted: frozenset[str]) -> None:
     for name in ("md5", "sha256"):
         if name not in row.expected and not unwanted:
             continue
@@ -82,8 +84,3 @@ def _check_hashes(image: bytes, row: Row, config: FetchConfig) -> None:
             raise Rejection("opted_out", f"its {name} is on the opt-out list")
         if row.expected.get(name, found) != found:
             raise Rejection("wrong_hash", f"{name} {found}, expected {row.expected[name]}")
-
-
-@lru_cache(maxsize=4)
-def _hashes(path: Path | None) -> frozenset[str]:
-    return frozenset(line.lower() for line in read_list(path))

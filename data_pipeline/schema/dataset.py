@@ -51,6 +51,7 @@ REASONS: Mapping[str, str] = {
     "aspect": "longer side / shorter side is above max_aspect",
     "caption_too_short": "the caption has fewer characters than min_caption",
     "caption_too_long": "the caption has more characters than max_caption",
+    "bad_embedding": "a published embedding is zero, not finite, or of a norm that none has",
     "broken_source": "the tar or parquet that holds the row is damaged at or before it",
     "bad_url": "the address is not one of http or https, or leads to one that is not",
     "refused_address": "the host is on no public address (one's own network, metadata service)",
@@ -182,6 +183,11 @@ class ClipInfo:
     dim: int
     precision: str = "fp32"  # as open_clip names them
 
+    @property
+    def published(self) -> bool:
+        """Whether the embeddings were published without pictures: by which weights is hearsay."""
+        return not self.weights_sha256
+
 
 @dataclass(frozen=True)
 class DatasetInfo:
@@ -278,6 +284,9 @@ def read_commit(root: Place, shard: int, name: str | None = None) -> Commit | No
 
 def shard_sizes(root: Place, info: DatasetInfo) -> list[int]:
     """Samples in each shard, by shard id; 0 where nothing was kept."""
+    if info.clip is not None and info.clip.published:  # no tars, which is what sizes.json lists
+        commits = (read_commit(root, shard) for shard in range(info.shards))
+        return [commit.kept if commit else 0 for commit in commits]
     sizes = _load(root / SIZES_FILE)
     return [int(sizes.get(f"{shard_name(shard)}.tar", 0)) for shard in range(info.shards)]
 

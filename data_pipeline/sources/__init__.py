@@ -12,12 +12,15 @@ from base.store_errors import shown
 from base.stores import StorePath, impatient
 from data_pipeline.config import ColumnsConfig
 from data_pipeline.row import Row
-from data_pipeline.sources import pairs, tables, tars, texts
+from data_pipeline.sources import embeddings, img2dataset, pairs, tables, tars, texts
 from data_pipeline.sources.source import Source
 
 __all__ = ["Source", "read", "scan"]
 
 _SCANS = 8  # of files in a store at once: mostly waiting
+_TFRECORD = (
+    "{}: tfrecords are not read; expected img2dataset's output_format webdataset, files or parquet"
+)
 
 
 def scan(
@@ -25,9 +28,10 @@ def scan(
 ) -> list[Source]:
     """The inputs' sources in argument order; what must be listed is listed under `work`.
 
-    A folder is one of pairs when it has a captions table; otherwise its tars, or else its tables of
-    one kind, are the sources in the order of their names; otherwise it is one of pairs. One that
-    holds pairs as well as tars or parquet files is refused.
+    A folder is one of pairs when it has a captions table; otherwise its tars, or else its image
+    embeddings, or else its tables of one kind, are the sources in the order of their names;
+    otherwise it is one of pairs. One that holds pairs as well as tars or parquet files is refused,
+    unless these are img2dataset's records of the pairs.
 
     Raises:
         UserError: an input is missing or unreadable.
@@ -51,7 +55,7 @@ def scan(
         parts = [
             (
                 found,
-                str(given) if found == path else str(path / found.name),
+                str(given) if found == path else str(found),
                 work / "listings" / f"{next(numbers):05d}.parquet",
             )
             for found in _members(path)
@@ -67,11 +71,16 @@ def _members(path: Place) -> Sequence[Place]:
     if not path.is_dir() or any((path / name).is_file() for name in pairs.TABLES):
         return [path]
     inside = children(path)
+    suffixes = {p.suffix for p in inside}
+    if ".tar" not in suffixes and (vectors := embeddings.members(path)):
+        return vectors
+    if ".tfrecord" in suffixes:
+        raise UserError(_TFRECORD.format(path))
     for suffix in (".tar", ".parquet", *texts.SUFFIXES):
         found = [p for p in inside if _is_a(p, suffix) and p.is_file()]
         if found:
             if (pair := pairs.first_pair(path)) is not None:
-                if suffix in texts.SUFFIXES:  # notes beside the pairs
+                if suffix in texts.SUFFIXES or _are_records(found):  # notes beside the pairs
                     return [path]
                 raise UserError(
                     f"{path}: holds both {found[0].name} and pairs ({pair}); move one of them, or "
@@ -79,6 +88,10 @@ def _members(path: Place) -> Sequence[Place]:
                 )
             return found
     return [path]
+
+
+def _are_records(found: Sequence[Place]) -> bool:
+    return found[0].suffix == ".parquet" and img2dataset.are_records(found)
 
 
 def _is_a(path: Place, suffix: str) -> bool:
@@ -92,10 +105,19 @@ def _scan_one(path: Place, name: str, listing: Place, named: ColumnsConfig) -> S
         return tables.scan(path, name, listing, named)
     if path.suffix == ".tar":
         return tars.scan(path, name, listing)
+    if path.suffix == embeddings.SUFFIX:
+        return embeddings.scan(path, name, named)
+    if path.suffix == ".tfrecord":
+        raise UserError(_TFRECORD.format(name))
     raise UserError(f"{name}: expected a folder, a .tar, or a table ({', '.join(tables.SUFFIXES)})")
 
 
-_READERS = {"pairs": pairs.read, "tar": tars.read, "table": tables.read}
+_READERS = {
+    "pairs": pairs.read,
+    "tar": tars.read,
+    "table": tables.read,
+    "embeddings": embeddings.read,
+}
 
 
 def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:

@@ -19,6 +19,7 @@ from base.places import Place, place
 from base.stores import StorePath
 from data_pipeline import columns
 from data_pipeline.row import Rejection, Row
+from data_pipeline.sources import img2dataset
 from data_pipeline.sources.source import (
     INFER_ROWS,
     READS,
@@ -34,12 +35,14 @@ from data_pipeline.sources.source import (
 from data_pipeline.sources.tables import (
     SUFFIXES,
     Roles,
+    as_values,
     find_roles,
     load_table,
     other_columns,
     read_file,
     values,
 )
+from data_pipeline.sources.texts import BAD
 
 TABLES = tuple(f"captions{suffix}" for suffix in SUFFIXES)
 _COLUMN = "column:"  # before a listing's columns that came from the captions table
@@ -54,6 +57,7 @@ class _Captions:
     roles: Roles | None = None
     first: dict[str, int] = field(default_factory=dict)
     texts: dict[str, list[bytes]] = field(default_factory=dict)
+    bad: dict[str, str] = field(default_factory=dict)  # of its lines that are none: what is wrong
 
 
 def scan(folder: Place, name: str, listing: Place) -> Source:
@@ -79,7 +83,11 @@ def scan(folder: Place, name: str, listing: Place) -> Source:
     known = set(pictures)
     left_out = len(files) - len(texts) - len(pictures) - sum(path in files for path in TABLES)
     left_out -= sum(path.endswith(".json") and path not in known for path in files)
-    notes = (f"{name}: files without a caption, left out: {left_out}",) if left_out > 0 else ()
+    records = img2dataset.records(folder)
+    left_out -= sum(record not in TABLES for record in records)
+    notes = [f"{name}: files without a caption, left out: {left_out}"] if left_out > 0 else []
+    if records:
+        notes.append(f"{name}: passed over, img2dataset's records of the pairs: {len(records)}")
     return Source(
         kind="pairs",
         name=name,
@@ -88,7 +96,7 @@ def scan(folder: Place, name: str, listing: Place) -> Source:
         fingerprint=_fingerprint(folder, files, table, captions),
         table=write_listing(listing, table.schema, table.to_batches()),
         extra=extra,
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
@@ -131,9 +139,14 @@ def _load_captions(folder: Place) -> _Captions:
     if roles.path is None:
         raise UserError(f"{path}: no column with the files' names (such as `file`)")
     captions = _Captions(table, roles)
-    paths = table[roles.path].to_pylist()
-    lists = [table[name].cast(_as_binary(table[name].type)).to_pylist() for name in roles.captions]
+    paths = as_values(table[roles.path])
+    lists = [_as_bytes(as_values(table[name])) for name in roles.captions]
+    wrong = table[BAD].to_pylist() if BAD in table.schema.names else []
+    captions.bad = {f"{path.name}: row {i}": told for i, told in enumerate(wrong) if told}
     for i, path_ in enumerate(paths):
+        if wrong and wrong[i]:
+            continue
+        path_ = os.fsdecode(path_) if isinstance(path_, bytes) else path_
         key = posixpath.normpath(path_) if path_ else ""
         captions.first.setdefault(key, i)
         texts = captions.texts.setdefault(key, [])
@@ -143,13 +156,18 @@ def _load_captions(folder: Place) -> _Captions:
     return captions
 
 
-def _as_binary(kind: pa.DataType) -> pa.DataType:
-    return _LIST if pa.types.is_list(kind) or pa.types.is_large_list(kind) else pa.binary()
+def _as_bytes(found: list[Any]) -> list[Any]:
+    """Captions, or lists of them, as the bytes that they are."""
+    return [_as_bytes(item) if isinstance(item, list) else _encoded(item) for item in found]
+
+
+def _encoded(text: Any) -> Any:
+    return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
 
 
 def _pictures(files: Collection[str], texts: set[str], captions: _Captions) -> list[str]:
     """Files with a caption, and entries of the table whether their file exists or not."""
-    found = set(captions.first)
+    found = {*captions.first, *captions.bad}
     stems: dict[str, list[str]] = {}
     for path in files:
         stem, suffix = posixpath.splitext(path)
@@ -180,6 +198,8 @@ def _listing(
         ),
         "captions": pa.array([captions.texts.get(path) for path in pictures], _LIST),
     }
+    if captions.bad:
+        table["bad"] = pa.array([captions.bad.get(path) for path in pictures], pa.string())
     if captions.table is not None and captions.roles is not None:
         rows = pa.array([captions.first.get(path) for path in pictures], pa.int64())
         for column in other_columns(captions.table.schema, captions.roles):
@@ -260,6 +280,8 @@ def _row(source: Source, row: dict[str, Any], max_bytes: int) -> Row:
     url = row.get("url")
     url = url.decode("utf-8", "replace") if isinstance(url, bytes) else url
     try:
+        if row.get("bad"):
+            raise Rejection("bad_row", row["bad"])
         _check_inside(path)
         folder = place(source.path)
         extra = {n.removeprefix(_COLUMN): v for n, v in row.items() if n.startswith(_COLUMN)}

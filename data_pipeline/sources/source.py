@@ -16,8 +16,9 @@ from base.places import Place
 from data_pipeline.config import ColumnsConfig
 from data_pipeline.parquet import open_parquet
 from data_pipeline.row import Rejection, Row
+from data_pipeline.schema.dataset import ClipInfo
 
-Kind = Literal["pairs", "tar", "table"]
+Kind = Literal["pairs", "tar", "table", "embeddings"]
 MAX_CAPTION_BYTES = 1 << 20
 LISTING_ROWS = 1000  # rows of a listing's row group
 INFER_ROWS = 256  # rows whose json is read for the types of its keys
@@ -28,8 +29,17 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Vectors:
+    """What belongs to a file of image embeddings, whose path is the source's."""
+
+    dim: int
+    texts: str | None  # path of the captions' embeddings, where they were published
+    clip: ClipInfo | None = None  # whose they are, as the user says
+
+
+@dataclass(frozen=True)
 class Source:
-    """One input folder, tar or table.
+    """One input folder, tar, table or file of embeddings.
 
     `table` is the parquet file that workers read: the input itself, or a listing made for this run
     under .work. `fingerprint` depends on the content and not on the place.
@@ -44,6 +54,7 @@ class Source:
     extra: pa.Schema = field(repr=False)  # the input's other columns
     notes: tuple[str, ...] = ()  # what the user should hear about
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)  # named by the user, of a table
+    vectors: Vectors | None = None  # of embeddings
 
 
 def table_rows(

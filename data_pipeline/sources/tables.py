@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -20,9 +21,9 @@ from base.store_errors import StoreRefused
 from base.stores import StorePath
 from data_pipeline import columns
 from data_pipeline.config import ColumnsConfig
-from data_pipeline.parquet import open_parquet, read_schema, read_table
+from data_pipeline.parquet import open_parquet, read_table
 from data_pipeline.row import Rejection, Row
-from data_pipeline.sources import texts
+from data_pipeline.sources import img2dataset, texts
 from data_pipeline.sources.source import (
     INFER_ROWS,
     Source,
@@ -85,6 +86,9 @@ def find_roles(
         UserError: no caption column, or (with `picture`) none with a path, bytes or an address; a
             named column is missing or of the wrong type.
     """
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise UserError(f"{where}: two columns are called {twice[0]!r}")
     names = {name.lower(): name for name in reversed(schema.names)}
 
     def pick(candidates: tuple[str, ...], fits: Any) -> list[str]:
@@ -138,7 +142,10 @@ def _is_caption(kind: pa.DataType) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    known = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_one(kind) for is_one in known)
 
 
 def _is_text_list(kind: pa.DataType) -> bool:
@@ -176,15 +183,15 @@ def scan(path: Place, name: str, listing: Place, named: ColumnsConfig = _BY_NAME
         UserError: it cannot be read, or lacks a column for captions or pictures.
     """
     if path.suffix == ".parquet":
-        table, print_ = str(path.absolute()), _parquet_fingerprint(path)
+        table, print_ = str(path.absolute()), parquet_fingerprint(path)
     else:
         table = write_listing(listing, *texts.blocks(path, _TEXT))
         print_ = sha256_file(path)
     try:
         with open_parquet(table) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names, in the last case
+        raise texts.cannot_be_read(path, error) from error
     roles = find_roles(schema, str(path), named=named)
     extra = other_columns(schema, roles)
     if roles.sidecar:
@@ -197,7 +204,7 @@ def other_columns(schema: pa.Schema, roles: Roles) -> pa.Schema:
     return pa.schema([field for field in schema if field.name not in roles.consumed])
 
 
-def _parquet_fingerprint(path: Place) -> str:
+def parquet_fingerprint(path: Place) -> str:
     """Hash of size and footer: the footer holds every chunk's place, size and statistics."""
     try:
         with path.open("rb") as file:
@@ -224,27 +231,63 @@ def _infer_sidecar(table: str, column: str) -> pa.Schema:
 
 def values(batch: pa.RecordBatch, name: str) -> list[Any]:
     """A column as Python values; text that is not UTF-8 comes as bytes."""
-    column = batch.column(name)
+    return as_values(batch.column(name))
+
+
+def as_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Python values, also where some of them are none: bytes for text, text for times."""
     try:
         found: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
-        raw = pa.list_(pa.binary()) if _is_text_list(column.type) else pa.binary()
-        found = column.cast(raw).to_pylist()
+    except (ValueError, OverflowError):
+        found = [_as_value(item) for item in column]
     return found
 
 
+def _as_value(item: pa.Scalar) -> Any:
+    try:
+        return item.as_py()
+    except (ValueError, OverflowError):
+        if isinstance(item, pa.DictionaryScalar):
+            return _as_value(item.value)
+        if isinstance(item, pa.StructScalar):
+            return {name: _as_value(value) for name, value in item.items()}
+        if isinstance(item, pa.ListScalar):
+            return [_as_value(value) for value in item.values]
+        if isinstance(item, pa.StringScalar):
+            return item.as_buffer().to_pybytes()
+        return str(item.cast(pa.int64(), safe=False).as_py())  # a time that no calendar has
+
+
 def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:
-    """Rows of a table, in order."""
-    schema = read_schema(source.table)
+    """Rows of a table, in order; those of a damaged part say so."""
+    with open_parquet(source.table) as file:
+        schema = file.schema_arrow
+        groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     roles = find_roles(schema, source.name, named=source.columns)
-    position = first
-    for batch in table_rows(source.table, first, count, batch=64):
-        lists = {name: values(batch, name) for name in schema.names}
-        rows = [{n: column[i] for n, column in lists.items()} for i in range(batch.num_rows)]
-        numbered = list(enumerate(rows, position))
-        make = partial(_numbered_row, source, roles)
-        yield from ahead(make, numbered, max_bytes, _in_store(source, lists.get(roles.path or "")))
-        position += len(rows)
+    position, spans = first, [first + count]  # the ends of what is read in one go
+    while spans:
+        why = "fewer rows than its footer says"
+        try:
+            for batch in table_rows(source.table, position, spans[0] - position, batch=64):
+                lists = {name: values(batch, name) for name in schema.names}
+                rows = [{n: c[i] for n, c in lists.items()} for i in range(batch.num_rows)]
+                in_store = _in_store(source, lists.get(roles.path or ""))
+                make = partial(_numbered_row, source, roles)
+                for row in ahead(make, list(enumerate(rows, position)), max_bytes, in_store):
+                    yield row
+                    position += 1
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk, not the file
+            why = " ".join(str(error).split())
+            ends = [end for end in itertools.accumulate(groups) if position < end < spans[-1]]
+            if len(spans) == 1 and ends:  # what is whole of it, by row groups
+                spans = [*ends, spans[-1]]
+                continue
+        while position < spans[0]:
+            yield Row(str(position), problem=Rejection("broken_source", f"damaged table: {why}"))
+            position += 1
+        spans.pop(0)
 
 
 def _in_store(source: Source, paths: list[Any] | None) -> bool:
@@ -270,7 +313,7 @@ def _row(source: Source, roles: Roles, row: dict[str, Any], position: int, max_b
         if row.get(texts.BAD):
             raise Rejection("bad_row", row[texts.BAD])
         extra = {name: row[name] for name in row if name not in roles.consumed}
-        captions = [item for name in roles.captions for item in _listed(row[name])]
+        captions = [item for name in roles.captions for item in listed(row[name])]
         if roles.sidecar and row[roles.sidecar]:
             sidecar = parse_sidecar(row[roles.sidecar], roles.sidecar)
             captions += take_captions(sidecar)
@@ -280,13 +323,14 @@ def _row(source: Source, roles: Roles, row: dict[str, Any], position: int, max_b
         if not (roles.path or roles.image):
             if not url:
                 raise Rejection("no_image", "the row has no address")
-            return Row(key, None, found, url, extra, expected=_expected(roles, row))
+            return Row(key, None, found, url, extra, expected=expected_hashes(roles, row))
         return Row(key, _picture(source, roles, row, max_bytes), found, url, extra)
     except Rejection as problem:
         return Row(key, url=url, problem=problem)
 
 
-def _expected(roles: Roles, row: Mapping[str, Any]) -> dict[str, str]:
+def expected_hashes(roles: Roles, row: Mapping[str, Any]) -> dict[str, str]:
+    """md5 and sha256 of the picture, where the row has them."""
     found = {}
     for name, column in roles.hashes.items():
         value = row[column]
@@ -295,7 +339,8 @@ def _expected(roles: Roles, row: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """A caption column's value as a list."""
     return value if isinstance(value, list) else [value]
 
 
@@ -309,7 +354,8 @@ def _picture(source: Source, roles: Roles, row: dict[str, Any], max_bytes: int) 
             raise Rejection("too_many_bytes", f"{len(data)} bytes, the cap is {max_bytes}")
         return bytes(data)
     if not isinstance(path, str) or not path or "\0" in path:
-        raise Rejection("no_image" if not path else "bad_path", "the row names no picture")
+        told = img2dataset.why_not(row) or "the row names no picture"
+        raise Rejection("no_image" if not path else "bad_path", told)
     try:
         return read_file(beside(place(source.path), path), path, max_bytes)
     except ValueError as error:

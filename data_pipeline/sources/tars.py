@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import posixpath
-import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from base.places import Part, Place, parts_of, place
 from base.stores import StorePath
 from data_pipeline import columns
 from data_pipeline.row import Rejection, Row
+from data_pipeline.sources.headers import Damaged, members
 from data_pipeline.sources.source import (
     INFER_ROWS,
     Source,
@@ -43,6 +43,10 @@ class _Sample:
     key: str
     members: list[dict[str, Any]] = field(default_factory=list)
     broken: str | None = None
+
+    def takes(self, key: str, extension: str) -> bool:
+        """Whether a member is of this sample: a second one of its kind begins another."""
+        return key == self.key and all(extension != member["name"] for member in self.members)
 
 
 def scan(path: Place, name: str, listing: Place) -> Source:
@@ -81,21 +85,19 @@ def _index(path: Place) -> list[_Sample]:
     samples: list[_Sample] = []
     size = path.stat().st_size
     try:
-        with _opened(path) as tar:
-            for member in tar:
-                if not member.isreg():
-                    continue
+        with _opened(path) as file:
+            for member in members(file, size):
                 key, extension = _split(member.name)
                 if not extension:
                     continue
-                if not samples or samples[-1].key != key:
+                if not samples or not samples[-1].takes(key, extension):
                     samples.append(_Sample(key))
                 samples[-1].members.append(
-                    {"name": extension, "offset": member.offset_data, "size": member.size}
+                    {"name": extension, "offset": member.offset, "size": member.size}
                 )
-                if member.offset_data + member.size > size:
+                if member.offset + member.size > size:
                     samples[-1].broken = f"the tar ends inside {member.name}"
-    except tarfile.ReadError as error:
+    except Damaged as error:
         if not samples:
             raise UserError(f"{path}: not a tar ({error})") from error
         if samples[-1].broken is None:
@@ -105,19 +107,12 @@ def _index(path: Place) -> list[_Sample]:
     return samples
 
 
-@contextmanager
-def _opened(path: Place) -> Iterator[tarfile.TarFile]:
-    how: dict[str, Any] = {"mode": "r:", "errors": "replace", "encoding": "utf-8"}
-    if isinstance(path, StorePath):
-        with path.open(ahead=_HEADERS) as file, tarfile.open(fileobj=file, **how) as tar:
-            yield tar
-    else:
-        with tarfile.open(path, **how) as tar:
-            yield tar
+def _opened(path: Place) -> io.BufferedIOBase:
+    return path.open(ahead=_HEADERS) if isinstance(path, StorePath) else path.open("rb")
 
 
 def _split(name: str) -> tuple[str, str]:
-    folder, base = posixpath.split(name.encode("utf-8", "replace").decode())
+    folder, base = posixpath.split(name)
     stem, _, extension = base.partition(".")
     return posixpath.join(folder, stem), extension.lower()
 

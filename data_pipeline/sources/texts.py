@@ -7,21 +7,21 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import PurePath
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.csv
 
 from base.errors import UserError
 from base.places import Place
 from base.stores import StorePath
 from data_pipeline import columns
+from data_pipeline.sources import delimited
 from data_pipeline.sources.source import LISTING_ROWS
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 PACKED = {".gz": "gzip", ".zst": "zstd"}
 BAD = "__bad__"  # of a block: what is wrong with a row's line, where that is known already
-_LONGEST_LINE = 64 << 20
+_LONGEST_LINE = delimited.LONGEST_LINE
 
 Blocks = tuple[pa.Schema, Iterator[pa.RecordBatch]]
 
@@ -39,18 +39,12 @@ def blocks(path: Place, text: set[str]) -> Blocks:
         UserError: the file cannot be read as what its name says.
     """
     try:
-        with _unpacked(path) as file:
+        with _opened(path) as file:
             if not file.read(1):
                 raise UserError(f"{path}: is empty")
         return _json_lines(path) if kind_of(path) == ".jsonl" else _csv(path, text)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, delimited.HeaderError) as error:
         raise cannot_be_read(path, error) from error
-
-
-def _unpacked(path: Place) -> pa.NativeFile:
-    if isinstance(path, StorePath):
-        return pa.input_stream(path.open(), compression=PACKED.get(path.suffix))
-    return pa.input_stream(str(path), compression="detect")
 
 
 def cannot_be_read(path: Place, error: Exception) -> UserError:
@@ -60,19 +54,15 @@ def cannot_be_read(path: Place, error: Exception) -> UserError:
 
 def _csv(path: Place, text: set[str]) -> Blocks:
     delimiter = "\t" if kind_of(path) == ".tsv" else ","
-    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    header = pa.csv.open_csv(_unpacked(path), parse_options=parse).schema.names
-    types = {name: pa.string() for name in header if name.lower() in text}
-    convert = pa.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
-    reader = pa.csv.open_csv(_unpacked(path), parse_options=parse, convert_options=convert)
+    return delimited.blocks(lambda: _opened(path), delimiter, text, BAD)
 
-    def rows() -> Iterator[pa.RecordBatch]:
-        try:
-            yield from reader
-        except pa.ArrowException as error:
-            raise cannot_be_read(path, error) from error
 
-    return reader.schema, rows()
+def _opened(path: Place) -> BinaryIO:
+    """The file's bytes, unpacked."""
+    if isinstance(path, StorePath):
+        packed = PACKED.get(path.suffix)
+        return io.BufferedReader(pa.input_stream(path.open(), compression=packed))
+    return io.BufferedReader(pa.input_stream(str(path), compression="detect"))
 
 
 def _json_lines(path: Place) -> Blocks:
@@ -113,7 +103,7 @@ def _is_list_of_text(value: Any) -> bool:
 
 def _objects(path: Place) -> Iterator[dict[str, Any] | str]:
     """The object of each line, or what is wrong with it; blank lines are none."""
-    with io.BufferedReader(_unpacked(path)) as file:
+    with _opened(path) as file:
         while line := file.readline(_LONGEST_LINE):
             too_long = len(line) == _LONGEST_LINE and not line.endswith(b"\n")
             if too_long:

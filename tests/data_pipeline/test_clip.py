@@ -5,6 +5,7 @@ import json
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import open_clip
@@ -12,17 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import webdataset
+from open_clip_train.precision import get_autocast
 from PIL import Image
 from safetensors.torch import save_file
 
 from base.errors import UserError
 from data_pipeline.clip import load_clip
 from data_pipeline.clip_spec import find_clip
-from data_pipeline.config import PrepareConfig
+from data_pipeline.config import EmbedConfig, Precision, PrepareConfig
 from data_pipeline.embed import embed, is_embedded
 from data_pipeline.features import cosine
 from data_pipeline.pipeline import prepare
 from data_pipeline.schema.dataset import read_dataset
+from data_pipeline.verify import verify
 
 TINY = {
     "embed_dim": 24,
@@ -203,3 +206,44 @@ def test_cosine_is_of_the_stored_rows() -> None:
     rows = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float16)
     assert np.allclose(cosine(rows, rows), 1)
     assert np.allclose(cosine(rows, -rows), -1)
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_precisions_are_those_of_open_clip(run: Path, precision: Precision) -> None:
+    name = f"local-dir:{run / 'exports' / 'open_clip'}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name, precision=precision)
+    pictures = [np.random.default_rng(i).integers(0, 256, (40, 60, 3), np.uint8) for i in range(3)]
+    batch = torch.stack([preprocess(Image.fromarray(picture)) for picture in pictures])
+    clip = load_clip(str(run), precision=precision)
+    assert clip.info.precision == precision
+    dtype = open_clip.get_input_dtype(precision)
+    with torch.inference_mode(), get_autocast(precision, "cpu")():
+        expected = model.eval().encode_image(batch.to(dtype)).float()
+    with torch.inference_mode():
+        found = clip.images(pictures)
+        exact = load_clip(str(run)).images(pictures)
+    assert torch.equal(found, expected)
+    assert torch.nn.functional.cosine_similarity(found, exact).min() > 0.999
+
+
+def test_another_precision_is_a_mix(
+    tmp_path: Path, ray_cluster: None, pairs_folder: Callable[[Path, int], Path]
+) -> None:
+    out = tmp_path / "out"
+    low = EmbedConfig(precision="bf16")
+    config = PrepareConfig(image_size=64, samples_per_shard=5, embed=low)
+    prepare([pairs_folder(tmp_path / "in", 9)], out, "random:1", config)
+    info = read_dataset(out).clip
+    assert info is not None
+    assert info.precision == "bf16"
+    assert verify(out).problems == ()
+    with pytest.raises(UserError, match="differs from this CLIP in precision"):
+        embed(out, "random:1")
+    embed(out, "random:1", "second", EmbedConfig())
+    first, second = (
+        np.load(place / "img_emb" / "img_emb_00000.npy").astype(np.float32)
+        for place in (out, out / "embeddings" / "second")
+    )
+    assert not np.array_equal(first, second)
+    assert (first * second).sum(axis=1).min() > 0.999
+    assert np.abs(np.linalg.norm(first, axis=1) - 1).max() < 6e-4

@@ -51,5 +51,7 @@ def test_clashing_names_give_way_case_ignored() -> None:
     added = full.names[len(METADATA_SCHEMA) :]
     assert added == ["input_WIDTH", "mine", "input_input_width"]
     assert len({name.lower() for name in full.names}) == len(full.names)
-    renamed = columns.renamed({"WIDTH": 1, "mine": 2, "sha256": 3, "new": 4}, full, extra)
+    renamed = columns.renamed(
+        {"WIDTH": 1, "mine": 2, "sha256": 3, "new": 4}, columns.Names.of(full, extra)
+    )
     assert renamed == {"input_WIDTH": 1, "mine": 2, "input_sha256": 3, "new": 4}

@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
+from ray.cluster_utils import Cluster
 
 from data_pipeline.scenes import write_scenes
 from data_pipeline.verify import verify
 
 ROWS, PER_SHARD = 600, 20
 CLIP = "random:4"
+NODE = {"object_store_memory": 100 << 20}
 Tree = Callable[[Path], dict[str, str]]
 
 
@@ -28,13 +31,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(corpus: Path, out: Path, clip: str) -> list[str]:
+def command(corpus: Path, out: Path, clip: str, *more: str) -> list[str]:
     program = [sys.executable, "-m", "data_pipeline", "prepare", str(corpus), "--out", str(out)]
-    return [*program, "--set", f"samples_per_shard={PER_SHARD}", "--clip", clip, "--json"]
+    return [*program, "--set", f"samples_per_shard={PER_SHARD}", "--clip", clip, "--json", *more]
 
 
-def finish(corpus: Path, out: Path, clip: str) -> Path:
-    done = subprocess.run(command(corpus, out, clip), capture_output=True, text=True, check=False)
+def finish(corpus: Path, out: Path, clip: str, *more: str) -> Path:
+    line = command(corpus, out, clip, *more)
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["kept"] == ROWS
     return out
@@ -50,9 +54,9 @@ def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @contextmanager
-def running(corpus: Path, out: Path, clip: str) -> Iterator[subprocess.Popen[str]]:
+def running(corpus: Path, out: Path, clip: str, *more: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        command(corpus, out, clip),
+        command(corpus, out, clip, *more),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -180,3 +184,82 @@ def test_a_second_process_is_refused(corpus: Path, tmp_path: Path) -> None:
     assert second.returncode == 2
     assert f"pid {process.pid}" in second.stderr
     assert second.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """A Ray of three nodes on this machine, the first without CPUs for work."""
+    cluster = Cluster(True, head_node_args={"num_cpus": 0, **NODE, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, **NODE)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_a_killed_node_costs_nothing(
+    corpus: Path, undisturbed: dict[str, Path], tmp_path: Path, tree: Tree, nodes: Cluster
+) -> None:
+    out = tmp_path / "dataset"
+    with running(corpus, out, CLIP, "--ray-address", nodes.address) as process:
+        wait_until(lambda: commits(out, "embedded") >= 2, process)
+        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout)["kept"] == ROWS
+    assert tree(out) == tree(undisturbed[CLIP])
+
+
+def test_a_killed_driver_of_a_standing_cluster_leaves_nothing_wrong(
+    corpus: Path, undisturbed: dict[str, Path], tmp_path: Path, tree: Tree, nodes: Cluster
+) -> None:
+    out = tmp_path / "dataset"
+    address = ("--ray-address", nodes.address)
+    with running(corpus, out, CLIP, *address) as process:
+        wait_until(lambda: commits(out, "embedded") >= 2, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    finish(corpus, out, CLIP, *address)  # while the first one's tasks may not have noticed
+    assert tree(out) == tree(undisturbed[CLIP])
+
+
+def memory_used() -> float:
+    """The share of the machine's memory that is in use."""
+    memory = psutil.virtual_memory()
+    return 1 - memory.available / memory.total
+
+
+def test_workers_killed_for_memory_are_replaced(
+    corpus: Path, undisturbed: dict[str, Path], tmp_path: Path, tree: Tree
+) -> None:
+    """Ray's own monitor kills them while another process takes what memory it is allowed."""
+    spare, total = 4 << 30, psutil.virtual_memory().total
+    if memory_used() * total + 2 * spare > total:
+        pytest.skip(f"less than {2 * spare >> 30} GiB of memory are free")
+    allowed = memory_used() + spare / total
+    config = {"memory_usage_threshold": allowed, "memory_monitor_refresh_ms": 100}
+    head = {"num_cpus": 2, **NODE, "include_dashboard": False, "_system_config": config}
+    cluster = Cluster(True, head_node_args=head)
+    logs = Path(cluster.head_node.get_logs_dir_path())
+    out = tmp_path / "dataset"
+    hungry = f"import time; held = b'x' * {int(1.3 * spare)}; time.sleep(60)"
+    try:
+        with running(corpus, out, CLIP, "--ray-address", cluster.address) as process:
+            wait_until(lambda: commits(out, "embedded") >= 2, process)
+            eater = subprocess.Popen([sys.executable, "-c", hungry])
+            try:
+                wait_until(lambda: killed_for_memory(logs) >= 2, process)
+            finally:
+                eater.kill()
+                eater.wait()
+            stdout, stderr = process.communicate(timeout=300)
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout)["kept"] == ROWS
+    assert tree(out) == tree(undisturbed[CLIP])
+
+
+def killed_for_memory(logs: Path) -> int:
+    """Workers that the node's monitor says it killed."""
+    texts = (path.read_text(errors="replace") for path in logs.glob("raylet*"))
+    return sum(text.count("kill details: Memory on the node") for text in texts)

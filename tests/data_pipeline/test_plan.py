@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from base.errors import UserError
+from data_pipeline import plan
 from data_pipeline.config import PrepareConfig
-from data_pipeline.fetch.config import PACE
-from data_pipeline.plan import cut, persist, plan_fingerprint, planned_rows
+from data_pipeline.fetch import FetchConfig
+from data_pipeline.fetch.config import LISTS, PACE
+from data_pipeline.plan import TooManyShards, cut, persist, plan_fingerprint, planned_rows
 from data_pipeline.schema.dataset import KEYS_PER_SHARD, MAX_SHARDS, key_position, sample_key
 from data_pipeline.sources import Source
 
@@ -33,10 +35,27 @@ def test_cut_covers_every_row_once_in_order(rows: list[int], per_shard: int) -> 
     assert [plan.first_row for plan in shards] == starts
 
 
-def test_too_many_shards_are_refused_with_the_remedy() -> None:
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=9), st.integers(1, 9), st.integers(1, 7))
+def test_parts_cover_every_row_once_in_order(rows: list[int], per_shard: int, most: int) -> None:
+    total = sum(rows)
+    parts = -(-total // (most * per_shard))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "MAX_SHARDS", most)
+        found = [cut(rows, per_shard, part) for part in range(parts)]
+    assert all([p.shard for p in shards] == list(range(len(shards))) for shards in found)
+    assert all(len(shards) == most for shards in found[:-1])
+    assert all(0 < len(shards) <= most for shards in found)
+    joined = [(p.first_row, p.slices) for shards in found for p in shards]
+    assert joined == [(p.first_row, p.slices) for p in cut(rows, per_shard)]
+
+
+def test_too_many_shards_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    config = PrepareConfig(samples_per_shard=10)
     assert len(cut([MAX_SHARDS * 10], 10)) == MAX_SHARDS
-    with pytest.raises(UserError, match="samples_per_shard"):
-        cut([MAX_SHARDS * 10, 1], 10)
+    with pytest.raises(TooManyShards, match="samples_per_shard: 2000001 rows") as raised:
+        persist(tmp_path, [_source("a", MAX_SHARDS * 20 + 1, "x")], config)
+    assert raised.value.parts == 3
+    assert not list(tmp_path.iterdir())
 
 
 @given(st.integers(0, MAX_SHARDS - 1), st.integers(0, KEYS_PER_SHARD - 1))
@@ -88,11 +107,32 @@ def test_a_run_that_goes_on_may_be_more_patient_but_not_fetch_something_else(
 
     persist(tmp_path, sources, changed(**dict.fromkeys(PACE, 9)))
     assert plan_fingerprint(tmp_path) == before
-    others = set(type(config.fetch).model_fields) - set(PACE)
+    others = set(type(config.fetch).model_fields) - set(PACE) - set(LISTS)
     assert others == {
-        "redirects", "max_bytes", "user_agent", "robots", "opt_out_tags", "opt_out_domains",
-        "opt_out_hashes", "allow_private",
+        "redirects", "max_bytes", "user_agent", "robots", "opt_out_tags", "allow_private",
     }  # fmt: skip
     for name in others:
         with pytest.raises(UserError, match=rf"begun with fetch\.{name} "):
             persist(tmp_path, sources, changed(**{name: "other"}))
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_an_opt_out_list_may_move_but_not_change(name: str, tmp_path: Path) -> None:
+    sources, digest = [_source("a", 5, "x")], "0" * 32
+    (tmp_path / "one").write_text(f"{digest}\n")
+    (tmp_path / "two").write_text(f"{digest}\n")
+
+    def listed(path: Path | None) -> PrepareConfig:
+        return PrepareConfig(fetch=FetchConfig(**{name: path}))
+
+    persist(tmp_path / "out", sources, listed(tmp_path / "one"))
+    before = plan_fingerprint(tmp_path / "out")
+    persist(tmp_path / "out", sources, listed(tmp_path / "two"))
+    assert plan_fingerprint(tmp_path / "out") == before
+    (tmp_path / "two").write_text(f"{digest}\n{digest[::-1]}1")
+    for other in (tmp_path / "two", None):
+        with pytest.raises(UserError, match=rf"fetch\.{name}: the list changed since .* was begun"):
+            persist(tmp_path / "out", sources, listed(other))
+    persist(tmp_path / "free", sources, listed(None))
+    with pytest.raises(UserError, match=rf"fetch\.{name}: the list changed"):
+        persist(tmp_path / "free", sources, listed(tmp_path / "one"))

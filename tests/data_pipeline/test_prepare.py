@@ -16,7 +16,7 @@ from PIL import Image
 from base.errors import NothingUsable, UserError
 from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import embed
-from data_pipeline.pipeline import prepare
+from data_pipeline.pipeline import prepare, prepare_parts
 from data_pipeline.scenes import write_scenes
 from data_pipeline.schema.dataset import METADATA_SCHEMA, read_commit, read_dataset, shard_sizes
 from data_pipeline.status import status
@@ -270,3 +270,26 @@ def test_other_folders_are_not_written_into(
     with pytest.raises(NothingUsable):
         prepare([tmp_path / "empty"], tmp_path / "out", "none", SMALL)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_larger_input_becomes_several_datasets(
+    tmp_path: Path,
+    ray_cluster: None,
+    pairs_folder: Callable[[Path, int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = pairs_folder(tmp_path / "in", 23)
+    config = PrepareConfig(image_size=32, samples_per_shard=5)
+    prepare([folder], tmp_path / "whole", "none", config)
+    monkeypatch.setattr("data_pipeline.plan.MAX_SHARDS", 2)
+    for _ in range(2):  # the second time nothing is left to do
+        made = list(prepare_parts([folder], tmp_path / "out", "none", config))
+        assert [path.name for path, _ in made] == ["out-000", "out-001", "out-002"]
+        assert [(info.shards, info.kept) for _, info in made] == [(2, 10), (2, 10), (1, 3)]
+    assert not (tmp_path / "out").exists()
+    assert all(verify(path).problems == () for path, _ in made)
+    whole, *parts = (
+        pq.read_table(path / "metadata", columns=["row", "source_key", "phash"])
+        for path in (tmp_path / "whole", *(path for path, _ in made))
+    )
+    assert pa.concat_tables(parts).equals(whole)

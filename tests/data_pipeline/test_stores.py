@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -29,6 +30,7 @@ from data_pipeline.attempts import attempt_at, work_folder
 from data_pipeline.commits import done, publish, read_commits
 from data_pipeline.schema.dataset import PIXELS, VERSION, Commit, FileRecord, rejected_path
 from data_pipeline.sources import Source
+from data_pipeline.sources.embeddings import read_vectors
 from data_pipeline.verify import verify
 
 Tree = Callable[[Path], dict[str, str]]
@@ -43,6 +45,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, picture_bytes: Picture) -> 
     pictures = [picture_bytes(i) for i in range(6)]
     write_pairs(root / "pairs", pictures)
     write_tables(root / "tables", pictures)
+    write_embeddings(root / "vectors")
     (root / "tars").mkdir()
     for number in range(2):
         write_tar(root / "tars" / f"{number}.tar", pictures)
@@ -87,6 +90,19 @@ def write_tables(folder: Path, pictures: list[bytes]) -> None:
     (folder / "rows.csv.gz").write_bytes(gzip.compress(rows.encode()))
 
 
+def write_embeddings(folder: Path) -> None:
+    """As LAION published them."""
+    random = np.random.default_rng(0)
+    for kind in ("img_emb", "text_emb", "metadata"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(2):
+        for kind in ("img_emb", "text_emb"):
+            rows = random.normal(size=(3, 8)).astype(np.float16)
+            np.save(folder / kind / f"{kind}_{number}.npy", rows)
+        table = pa.table({"caption": ["a", "b", None], "url": ["u", "v", "w"]})
+        pq.write_table(table, folder / "metadata" / f"metadata_{number}.parquet")
+
+
 def write_tar(path: Path, pictures: list[bytes]) -> None:
     with tarfile.open(path, "w") as tar:
         for i, picture in enumerate(pictures):
@@ -123,6 +139,16 @@ def test_inputs_in_a_store_are_those_on_a_disk(
     assert any(problem for found in local for _, problem in rows_of(found)) or "bytes" in kind
     middle = sources.read(remote[0], 2, 2, MAX_BYTES)
     assert [row.source_key for row in middle] == [r.source_key for r, _ in rows_of(local[0])[2:4]]
+
+
+def test_published_embeddings_in_a_store(store: Any, inputs: Path, tmp_path: Path) -> None:
+    address = store.put(inputs / "vectors", store.bucket("vectors") + "/deep/vectors")
+    local = sources.scan([inputs / "vectors"], tmp_path)
+    remote = sources.scan([address], tmp_path)
+    assert [described(found) for found in remote] == [described(found) for found in local]
+    for found, same in zip(remote, local, strict=True):
+        for rows, others in zip(read_vectors(found, 1, 2), read_vectors(same, 1, 2), strict=True):
+            assert np.array_equal(rows, others)
 
 
 def test_a_tar_is_indexed_without_its_data(store: Any, tmp_path: Path) -> None:

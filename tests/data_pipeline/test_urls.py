@@ -146,16 +146,32 @@ def test_bytes_that_are_not_the_expected_ones(
 
 
 def test_opt_out_by_hash(
-    laion: tuple[Path, dict[str, bytes]], tmp_path: Path, ray_cluster: None
+    laion: tuple[Path, dict[str, bytes]],
+    tmp_path: Path,
+    ray_cluster: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The list's path is relative, and workers run elsewhere; one that grew is another list."""
+    monkeypatch.chdir(tmp_path)
     path, files = laion
     unwanted = [hashlib.sha256(files["2.jpg"]).hexdigest().upper(), hashlib.md5(files["9.jpg"])]
     (tmp_path / "list.txt").write_text(
         f"# asked by mail\n{unwanted[0]}\n{unwanted[1].hexdigest()}\n"
     )
-    prepare([path], tmp_path / "out", "none", config(opt_out_hashes=tmp_path / "list.txt"))
+    listed = config(opt_out_hashes=Path("list.txt"))
+    prepare([path], tmp_path / "out", "none", listed)
     found = [(row["row"], row["reason"]) for row in rejected(tmp_path / "out")]
     assert found == [(2, "opted_out"), (9, "opted_out")]
+    Path("list.txt").write_text(f"{unwanted[0]}\n{'0' * 64}\n")
+    with pytest.raises(UserError, match=r"fetch\.opt_out_hashes: the list changed since"):
+        prepare([path], tmp_path / "out", "none", listed)
+    prepare([path], tmp_path / "other", "none", listed)
+    found = [(row["row"], row["reason"]) for row in rejected(tmp_path / "other")]
+    assert found == [(2, "opted_out")]
+    Path("list.txt").unlink()
+    with pytest.raises(UserError, match=r"list\.txt: No such file"):
+        prepare([path], tmp_path / "third", "none", listed)
+    assert not (tmp_path / "third").exists()
 
 
 def test_rows_that_would_be_rejected_anyway_are_not_fetched(
@@ -218,3 +234,20 @@ def test_another_pass_over_other_inputs_is_refused(
     with pytest.raises(UserError, match="no such file"):
         retry(tmp_path / "first", tmp_path / "second")
     assert not (tmp_path / "second").exists()
+
+
+def test_another_pass_takes_the_opt_out_lists_as_they_are_by_then(
+    laion: tuple[Path, dict[str, bytes]], server: Server, tmp_path: Path, ray_cluster: None
+) -> None:
+    path, files = laion
+    table = pq.read_table(path).slice(0, 3).to_pydict()
+    table["URL"] = [server.url(name) for name in ("0.jpg", "again/503/a", "again/503/b")]
+    pq.write_table(pa.table(table), path)
+    unwanted = tmp_path / "list"
+    unwanted.write_text("")
+    assert prepare([path], tmp_path / "first", "none", config(opt_out_hashes=unwanted)).kept == 1
+    server.files |= {"again/503/a": files["1.jpg"], "again/503/b": files["2.jpg"]}
+    unwanted.write_text(hashlib.sha256(files["2.jpg"]).hexdigest())
+    second = retry(tmp_path / "first", tmp_path / "second")
+    assert (second.kept, second.rejected) == (1, 1)
+    assert [row["reason"] for row in rejected(tmp_path / "second")] == ["opted_out"]

@@ -3,6 +3,8 @@
 import io
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from base.errors import UserError
 from base.files import sha256_file
+from data_pipeline.schema.dataset import read_dataset
 from trainer.batch import Needs
 from trainer.checkpoint.export import read_weights
 from trainer.loader.samples import SampleReader
 from trainer.loop import train
 from trainer.metrics import read_metrics
+from trainer.record import require_fitting_data
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,15 @@ def test_a_clip_that_did_not_make_the_embeddings_is_refused(
     other = toy.write_dataset(tmp_path / "other", [9], 64, dim=16)
     with pytest.raises(UserError, match=r"clip: .* is not the CLIP that embedded"):
         train(stage_config("prior", other, folder, "foreign"))
+
+
+def test_published_embeddings_are_taken_at_their_word(data: Path, folder: Path) -> None:
+    config, info = stage_config("prior", data, folder, "published"), read_dataset(data)
+    assert info.clip is not None
+    for digest, refused in (("", False), ("0" * 64, True)):
+        other = replace(info, clip=replace(info.clip, weights_sha256=digest))
+        with pytest.raises(UserError, match="is not the CLIP") if refused else nullcontext():
+            require_fitting_data(config, Needs(embeddings=True), [other])
 
 
 @pytest.mark.parametrize("name", STAGES)

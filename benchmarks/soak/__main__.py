@@ -1,0 +1,80 @@
+"""Fuzzes decoding and reading: `python -m benchmarks.soak [--minutes M] [--report FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.soak.seeds import INPUTS, PICTURES
+from benchmarks.soak.watch import MEGABYTES, SECONDS, Tally, run
+
+_VERSIONS = ("pillow", "simplejpeg", "opencv-python-headless", "numpy", "pyarrow")
+
+
+def report(tallies: Sequence[Tally], seed: int, minutes: float, command: str) -> str:
+    """The page: what ran, with what, and what became of it."""
+    failures = [line for tally in tallies for line in tally.failures]
+    versions = ", ".join(f"{name} {version(name)}" for name in _VERSIONS)
+    day = f"{datetime.now(timezone.utc):%Y-%m-%d}"
+    cases = sum(tally.cases for tally in tallies)
+    lines = [
+        "# Soak",
+        "",
+        "Damaged files of every kind, made from a seed, go through `decode` and `resize.fit`, or",
+        "are scanned and read to their end as inputs. A case fails when its process dies, when it",
+        "raises what is no rejection, when it takes more than",
+        f"{MEGABYTES} MB or {SECONDS:.0f} s. This page was written by",
+        "",
+        "```text",
+        command,
+        "```",
+        "",
+        f"on {day}, Python {platform.python_version()}, {versions};",
+        f"seed {seed}, {minutes:g} minutes, {cases:,} cases, {len(failures)} failures.",
+        "",
+        "| kind | cases | outcomes | most memory | slowest |",
+        "|---|---|---|---|---|",
+    ]
+    for tally in tallies:
+        outcomes = ", ".join(f"{name} {count:,}" for name, count in tally.outcomes.most_common())
+        lines.append(
+            f"| {tally.kind} | {tally.cases:,} | {outcomes} | {tally.megabytes} MB "
+            f"| {tally.seconds:.1f} s |"
+        )
+    return "\n".join([*lines, *([""] if failures else []), *(f"- {f}" for f in failures), ""])
+
+
+def main() -> int:
+    """Runs every kind for its share of the time; 1 when a case failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=12.0, help="of all kinds together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", default=[*PICTURES, *INPUTS])
+    parser.add_argument("--evil", type=Path, default=None, help="a folder of odd pictures")
+    parser.add_argument("--keep", type=Path, default=Path("runs/soak"), help="for what failed")
+    parser.add_argument("--report", type=Path, default=None, help="write the page here")
+    options = parser.parse_args()
+    tallies = []
+    for kind in options.kinds:
+        share = 60 * options.minutes / len(options.kinds)
+        tallies.append(run(kind, options.seed, share, options.keep, options.evil))
+        last = tallies[-1]
+        print(
+            kind, f"{last.cases:,}", dict(last.outcomes.most_common()), *last.failures, flush=True
+        )
+    command = f"python -m benchmarks.soak --minutes {options.minutes:g} --seed {options.seed}"
+    command += " --evil DIR" if options.evil else ""
+    page = report(tallies, options.seed, options.minutes, command)
+    print(page)
+    if options.report:
+        options.report.write_text(page, encoding="utf-8")
+    return int(any(tally.failures for tally in tallies))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Tasks on a real Ray: order, bounds, late ones, and those that fail."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from base.errors import UserError
+from base.stop import StopFlag
+from data_pipeline.cluster import run_bounded
+
+LATE = 3.0  # seconds that a late task makes the others look quick
+
+
+@ray.remote(max_retries=0)
+def task(shard: int, log: Path) -> int:
+    """Shard 5 is late the first time that it is tried."""
+    with log.open("a") as file:
+        file.write(f"{shard}\n")
+    first = log.read_text().split().count(str(shard)) == 1
+    if shard == 5 and first:
+        time.sleep(300)
+    if shard == 7:
+        raise UserError("seven cannot be done")
+    return shard * shard
+
+
+def run(shards: list[int], log: Path, limit: int = 2) -> dict[int, Any]:
+    with StopFlag() as stop:
+        found = run_bounded(ray, lambda s: task.remote(s, log), shards, limit, stop, LATE)
+        return dict(found)
+
+
+def test_a_late_shard_is_begun_again_and_the_first_result_counts(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    began = time.monotonic()
+    assert run([5, 1, 2, 3], log) == {shard: shard * shard for shard in (1, 2, 3, 5)}
+    assert time.monotonic() - began < 200  # it did not wait for the one that sleeps
+    assert sorted(log.read_text().split()) == ["1", "2", "3", "5", "5"]
+
+
+def test_nothing_is_begun_twice_where_nothing_is_late(ray_cluster: None, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert sorted(run([1, 2, 3, 4, 6], log)) == [1, 2, 3, 4, 6]
+    assert sorted(log.read_text().split()) == ["1", "2", "3", "4", "6"]
+
+
+def test_what_a_task_raises_comes_as_it_was_raised(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^seven cannot be done$"):
+        run([1, 7, 2], tmp_path / "log")
