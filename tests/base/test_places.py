@@ -313,9 +313,12 @@ def test_scratch_folders_of_killed_processes_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / "unclip-999999999-abc").mkdir()
-    mine = tmp_path / f"unclip-{os.getpid()}-abc"
-    mine.mkdir()
     with scratch_folder() as folder:
-        assert sorted(tmp_path.iterdir()) == sorted([folder, mine])
-    assert list(tmp_path.iterdir()) == [mine]
+        prefix = folder.name.rpartition(f"{os.getpid()}-")[0]
+    (tmp_path / f"{prefix}999999999-abc").mkdir()
+    others = [tmp_path / f"{prefix}{os.getpid()}-abc", tmp_path / "unclip-0-999999999-abc"]
+    for other in others:
+        other.mkdir()
+    with scratch_folder() as folder:
+        assert sorted(tmp_path.iterdir()) == sorted([folder, *others])
+    assert sorted(tmp_path.iterdir()) == sorted(others)
