@@ -32,7 +32,7 @@ class Owner:
         return Owner(
             host=socket.gethostname(),
             pid=pid,
-            namespace=_namespace(),
+            namespace=namespace(),
             process_start=_process_start(pid),
             job=os.environ.get("SLURM_JOB_ID"),
             start=now,
@@ -66,7 +66,8 @@ class Owner:
             return None
 
 
-def _namespace() -> str:
+def namespace() -> str:
+    """The pid namespace, as text; empty where the system does not tell."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:

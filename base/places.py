@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 from base.errors import UserError
 from base.scratch import scratch_folder
 from base.store_errors import shown
-from base.stores import StorePath, impatient
+from base.stores import READ_AHEAD, StorePath, impatient
 
 Place = Path | StorePath
 Anywhere = str | os.PathLike[str] | StorePath
@@ -67,8 +67,8 @@ def below(root: P, *parts: str) -> P:
 
 
 def children(folder: Place) -> list[Place]:
-    """What lies in a folder, sorted."""
-    found: list[Place] = list(folder.iterdir())
+    """What lies in a folder, sorted; nothing where there is none."""
+    found: list[Place] = list(folder.iterdir()) if folder.is_dir() else []
     return sorted(found, key=str)
 
 
@@ -101,10 +101,13 @@ def beside(file: Place, path: str) -> Place:
 
 
 @contextmanager
-def parts_of(file: Place) -> Iterator[Part]:
-    """Gives a function that reads parts of a file; neighbours in a store come in one request."""
+def parts_of(file: Place, ahead: int = READ_AHEAD) -> Iterator[Part]:
+    """Gives a function that reads parts of a file; neighbours in a store come in one request.
+
+    `ahead` is how much more than a part is read at once from there.
+    """
     if isinstance(file, StorePath):
-        with file.open() as opened:
+        with file.open(ahead=ahead) as opened:
 
             def read(offset: int, size: int) -> bytes:
                 opened.seek(offset)

@@ -36,10 +36,11 @@ class StoreRecord:
 
     def renew(self, owner: Owner) -> bool:
         """Writes the owner's new time, if the lease is still its own."""
-        other, condition = self._read()
-        mine = other is not None and other.token == owner.token
-        if mine:
-            self._path.write_bytes(owner.to_bytes(), **condition)
+        with impatient():  # there is a next time
+            other, condition = self._read()
+            mine = other is not None and other.token == owner.token
+            if mine:
+                self._path.write_bytes(owner.to_bytes(), **condition)
         return mine
 
     def drop(self, owner: Owner) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -111,6 +112,15 @@ class StorePath:
         return PurePosixPath(self.name).suffix
 
     @property
+    def stem(self) -> str:
+        """The name without its suffix."""
+        return PurePosixPath(self.name).stem
+
+    def with_name(self, name: str) -> StorePath:
+        """The place of that name beside this one."""
+        return self.parent / name
+
+    @property
     def parent(self) -> StorePath:
         """The folder; a bucket is its own."""
         return self._at(self._key.rpartition("/")[0]) if self.key else self
@@ -172,6 +182,10 @@ class StorePath:
     def iterdir(self) -> Iterator[StorePath]:
         """What lies in the folder, with what the listing says of it."""
         yield from self._listed(lambda fs, path: fs.ls(path, detail=True))
+
+    def glob(self, pattern: str) -> Iterator[StorePath]:
+        """What lies in the folder and has a name like the pattern."""
+        yield from (path for path in self.iterdir() if fnmatchcase(path.name, pattern))
 
     def rglob(self, pattern: str = "*") -> Iterator[StorePath]:
         """Every object below the folder, by key; marker objects of folders are none."""

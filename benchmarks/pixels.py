@@ -27,7 +27,7 @@ import simplejpeg
 from benchmarks.clock import Clock
 from benchmarks.pictures import caption, jpegs
 from data_pipeline import columns, pixels, resize, sources
-from data_pipeline.attempts import new_attempt
+from data_pipeline.attempts import attempt_at
 from data_pipeline.config import PrepareConfig
 from data_pipeline.pixels import Job, make_shard
 from data_pipeline.plan import Slice, cut
@@ -95,10 +95,12 @@ def ours(table: Path, first: int, count: int, shard_rows: int = 1000) -> Took:
             if first <= plan.first_row < first + count
         ]
         few = replace(plans[0], slices=(Slice(0, first, 2),))  # imports are start-up
-        make_shard(Job(few, tuple(found), extra, config), new_attempt(work, 99_999))
+        with attempt_at(work, 99_999) as (place, _):
+            make_shard(Job(few, tuple(found), extra, config), place)
         watch = Stopwatch()
         for plan in plans:
-            make_shard(Job(plan, tuple(found), extra, config), new_attempt(work, plan.shard))
+            with attempt_at(work, plan.shard) as (place, _):
+                make_shard(Job(plan, tuple(found), extra, config), place)
         return watch.took()
 
 

@@ -159,7 +159,7 @@ def retry(
     if json:
         emit_json(info.to_json())
     else:
-        _tell(out, info)
+        _tell(after, info)
 
 
 def _tell(out: Place | str, info: DatasetInfo) -> None:

@@ -16,6 +16,7 @@ from base.places import Place
 from data_pipeline import columns
 from data_pipeline.captions import with_caption
 from data_pipeline.clip_spec import ClipSpec
+from data_pipeline.commits import read_commits
 from data_pipeline.embed import CLIP_NOTE
 from data_pipeline.features import cosine
 from data_pipeline.parquet import read_schema
@@ -31,7 +32,6 @@ from data_pipeline.schema.dataset import (
     img_emb_path,
     metadata_path,
     metadata_schema,
-    read_commit,
     rejected_path,
     sample_key,
     text_emb_path,
@@ -81,7 +81,7 @@ def with_clip(out: Place, found: Sequence[Source], spec: ClipSpec | None) -> lis
 
 
 def _require_same(out: Place, info: ClipInfo) -> None:
-    commits = (read_commit(out, shard) for shard in range(_begun(out)))
+    commits = read_commits(out, range(_begun(out)))
     there = next((commit for commit in commits if commit and commit.kept), None)
     if there is None:
         return

@@ -17,10 +17,10 @@ from data_pipeline.sources.source import Source
 
 __all__ = ["Source", "read", "scan"]
 
+_SCANS = 8  # of files in a store at once: mostly waiting
 _TFRECORD = (
     "{}: tfrecords are not read; expected img2dataset's output_format webdataset, files or parquet"
 )
-_SCANS = 8  # of files in a store at once: mostly waiting
 
 
 def scan(
@@ -55,7 +55,7 @@ def scan(
         parts = [
             (
                 found,
-                str(given) if found == path else str(path / found.relative_to(path)),  # type: ignore[arg-type]
+                str(given) if found == path else str(found),
                 work / "listings" / f"{next(numbers):05d}.parquet",
             )
             for found in _members(path)
@@ -71,10 +71,10 @@ def _members(path: Place) -> Sequence[Place]:
     if not path.is_dir() or any((path / name).is_file() for name in pairs.TABLES):
         return [path]
     inside = children(path)
-    kinds = {found.suffix for found in inside}
-    if ".tar" not in kinds and (vectors := embeddings.members(path)):
+    suffixes = {p.suffix for p in inside}
+    if ".tar" not in suffixes and (vectors := embeddings.members(path)):
         return vectors
-    if ".tfrecord" in kinds:
+    if ".tfrecord" in suffixes:
         raise UserError(_TFRECORD.format(path))
     for suffix in (".tar", ".parquet", *texts.SUFFIXES):
         found = [p for p in inside if _is_a(p, suffix) and p.is_file()]

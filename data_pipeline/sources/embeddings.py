@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from base.errors import UserError
-from base.places import Anywhere, Place, children, place
+from base.places import Place, children, place
 from data_pipeline.config import ColumnsConfig
 from data_pipeline.parquet import open_parquet, read_schema
 from data_pipeline.row import Rejection, Row
@@ -61,8 +60,8 @@ def members(folder: Place) -> list[Place]:
         UserError: two files have one number.
     """
     nested = folder / _IMAGES
-    inside = _inside(nested)
-    found = [path for path in inside or children(folder) if _is_one(path, bool(inside))]
+    where = nested if nested.is_dir() else folder
+    found = [path for path in children(where) if _is_one(path, where == nested)]
     by_number: dict[int, Place] = {}
     for path in found:
         other = by_number.setdefault(_number(path), path)
@@ -71,22 +70,14 @@ def members(folder: Place) -> list[Place]:
     return [by_number[number] for number in sorted(by_number)]
 
 
-def _inside(folder: Place) -> list[Place]:
-    return children(folder) if folder.is_dir() else []
-
-
 def _is_one(path: Place, nested: bool) -> bool:
-    if path.suffix != SUFFIX or path.name.startswith("."):
+    if path.name.startswith(".") or path.suffix != SUFFIX:
         return False
     return nested or path.name.startswith(_IMAGES)
 
 
-def _stem(path: Place) -> str:
-    return PurePath(path.name).stem
-
-
 def _number(path: Place) -> int:
-    match = _NUMBER.search(_stem(path))
+    match = _NUMBER.search(path.stem)
     return int(match[1]) if match else -1
 
 
@@ -114,7 +105,7 @@ def scan(path: Place, name: str, named: ColumnsConfig) -> Source:
     digest = hashlib.sha256(parquet_fingerprint(metadata).encode())
     for array in arrays:
         digest.update(_edges(array.path))
-    roles = _roles(schema, metadata, named)
+    roles = _roles(schema, str(metadata), named)
     return Source(
         kind="embeddings",
         name=name,
@@ -131,13 +122,12 @@ def scan(path: Place, name: str, named: ColumnsConfig) -> Source:
 def _beside(path: Place, kind: str, suffix: str) -> Place | None:
     """The file of another kind with the same number."""
     nested = path.parent.name == _IMAGES
-    folder = path.parent.parent / kind if nested else path.parent
-    alike = folder / f"{_stem(path).replace(_IMAGES, kind)}{suffix}"
+    where = path.parent.parent / kind if nested else path.parent
+    alike = where / f"{path.stem.replace(_IMAGES, kind)}{suffix}"
     if alike.is_file():
         return alike
-    found = [p for p in _inside(folder) if p.suffix == suffix]
-    found = [p for p in found if nested or p.name.startswith(kind)]
-    return next((p for p in found if _number(p) == _number(path)), None)
+    found = (p for p in children(where) if p.suffix == suffix and _number(p) == _number(path))
+    return next((p for p in found if nested or p.name.startswith(kind)), None)
 
 
 def _header(path: Place) -> _Array:
@@ -215,13 +205,13 @@ def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the file
         told = f"damaged metadata: {error}"
-        for place in range(position, first + count):
-            yield Row(str(place), problem=Rejection("broken_source", told))
+        for number in range(position, first + count):
+            yield Row(str(number), problem=Rejection("broken_source", told))
 
 
-def _roles(schema: pa.Schema, metadata: Anywhere, named: ColumnsConfig) -> Roles:
+def _roles(schema: pa.Schema, where: str, named: ColumnsConfig) -> Roles:
     """Captions, address, key and hashes; a path leads to nothing that is here."""
-    found = find_roles(schema, str(metadata), picture=False, named=named)
+    found = find_roles(schema, where, picture=False, named=named)
     return Roles(found.captions, None, None, found.url, found.key, None, found.hashes)
 
 

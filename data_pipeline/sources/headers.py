@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from io import BufferedIOBase
 
 BLOCK = 512
 _LONGEST = 1 << 20  # bytes of a PAX or GNU header's body
@@ -18,14 +18,6 @@ _ZERO = bytes(BLOCK)
 _REGULAR = (b"0", b"\0", b"7")
 _NO_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
 _PAX, _PAX_FOR_ALL, _GNU_NAME, _GNU_SPARSE = b"x", b"g", b"L", b"S"
-
-
-class Seekable(Protocol):
-    """A file of bytes, wherever it lies."""
-
-    def seek(self, offset: int, /) -> int: ...
-
-    def read(self, size: int, /) -> bytes: ...
 
 
 class Damaged(ValueError):
@@ -41,7 +33,7 @@ class Member:
     size: int
 
 
-def members(file: Seekable, total: int) -> Iterator[Member]:
+def members(file: BufferedIOBase, total: int) -> Iterator[Member]:
     """The regular files of a tar of `total` bytes (ustar, PAX, GNU), in order.
 
     Links and the like are passed over, and so are sparse files, which hold no bytes of a picture.
@@ -79,7 +71,7 @@ def members(file: Seekable, total: int) -> Iterator[Member]:
         raise Damaged(f"it ends behind a header's first part, at byte {total}")
 
 
-def _read(file: Seekable, place: int, count: int) -> bytes:
+def _read(file: BufferedIOBase, place: int, count: int) -> bytes:
     file.seek(place)
     data = file.read(count)
     if len(data) != count:
@@ -118,7 +110,7 @@ def _declared(said: bytes | None, size: int, place: int) -> int:
     return int(said)
 
 
-def _body(file: Seekable, data: int, size: int, place: int) -> bytes:
+def _body(file: BufferedIOBase, data: int, size: int, place: int) -> bytes:
     if size > _LONGEST:
         raise Damaged(f"a header of {size} bytes at byte {place}")
     return _read(file, data, size)
@@ -150,7 +142,7 @@ def _name(header: bytes, said: dict[bytes, bytes]) -> str:
     return path.decode("utf-8", "replace")
 
 
-def _after_map(file: Seekable, header: bytes, data: int) -> int:
+def _after_map(file: BufferedIOBase, header: bytes, data: int) -> int:
     """Where a GNU sparse file's bytes begin, behind the blocks that say where they belong."""
     more = header[482]
     while more:
@@ -159,7 +151,7 @@ def _after_map(file: Seekable, header: bytes, data: int) -> int:
     return data
 
 
-def _require_nothing_after(file: Seekable, place: int, total: int) -> None:
+def _require_nothing_after(file: BufferedIOBase, place: int, total: int) -> None:
     file.seek(place)
     if any(file.read(_AFTER)):
         raise Damaged(f"its end is at byte {place}, and {total - place} bytes follow it")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from base.places import Place, children
+from base.places import Place
 from data_pipeline.parquet import read_schema
 
 _OWN = {"key", "status", "error_message"}  # columns that it adds to those of its input
@@ -20,8 +20,7 @@ def are_records(tables: Iterable[Place]) -> bool:
 
 def records(folder: Place) -> list[str]:
     """Names of its accounts in a folder of pairs: their rows are in the pairs' own .json."""
-    found = [path for path in children(folder) if path.suffix == ".parquet"]
-    return [path.name for path in found if _is_record(path)]
+    return sorted(path.name for path in folder.glob("*.parquet") if _is_record(path))
 
 
 def _is_record(path: Place) -> bool:

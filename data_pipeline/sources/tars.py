@@ -7,7 +7,7 @@ import io
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -55,8 +55,8 @@ def scan(path: Place, name: str, listing: Place) -> Source:
     Raises:
         UserError: it is no tar, or a compressed one.
     """
-    with path.open("rb") as file:
-        if file.read(2) == b"\x1f\x8b":
+    with parts_of(path, _HEADERS) as part:
+        if part(0, 2) == b"\x1f\x8b":
             raise UserError(f"{path}: a compressed tar cannot be read in part; gunzip it first")
     samples = _index(path)
     table = pa.table(
@@ -107,7 +107,7 @@ def _index(path: Place) -> list[_Sample]:
     return samples
 
 
-def _opened(path: Place) -> IO[bytes] | io.BufferedIOBase:
+def _opened(path: Place) -> io.BufferedIOBase:
     return path.open(ahead=_HEADERS) if isinstance(path, StorePath) else path.open("rb")
 
 
@@ -119,7 +119,7 @@ def _split(name: str) -> tuple[str, str]:
 
 def _infer(path: Place, samples: list[_Sample]) -> pa.Schema:
     objects = []
-    with parts_of(path) as part:
+    with parts_of(path, _HEADERS) as part:
         for sample in samples[:INFER_ROWS]:
             try:
                 data = _member(part, sample.members, ("json",), _SMALL)

@@ -60,8 +60,8 @@ def _csv(path: Place, text: set[str]) -> Blocks:
 def _opened(path: Place) -> BinaryIO:
     """The file's bytes, unpacked."""
     if isinstance(path, StorePath):
-        packed = pa.input_stream(path.open(), compression=PACKED.get(path.suffix))
-        return io.BufferedReader(packed)
+        packed = PACKED.get(path.suffix)
+        return io.BufferedReader(pa.input_stream(path.open(), compression=packed))
     return io.BufferedReader(pa.input_stream(str(path), compression="detect"))
 
 
