@@ -20,6 +20,7 @@ from base.files import sha256_file
 from data_pipeline.clip_spec import FORMS, ClipSpec, find_clip
 from data_pipeline.config import Precision
 from data_pipeline.crop import Crop
+from data_pipeline.normalise import Normaliser
 from data_pipeline.schema.dataset import ClipInfo
 
 _CONTEXT = 77
@@ -39,6 +40,7 @@ class Clip:
     crop: Crop  # the first half of the preprocessing: pixels of the sides that the model takes
     mean: torch.Tensor  # [3, 1, 1]
     std: torch.Tensor  # [3, 1, 1]
+    normalise: Normaliser  # both of them, on a CPU
     tokenize: Callable[[list[str]], torch.Tensor]
     device: torch.device
 
@@ -48,8 +50,11 @@ class Clip:
 
     def crops(self, crops: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Raw image features of pictures as `crop` gives them [n, H, W, 3], float32 [n, D]."""
-        pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)  # [n, 3, H, W]
-        batch = pixels.to(torch.float32).div(255).sub_(self.mean).div_(self.std)
+        if self.device.type == "cpu":
+            batch = self.normalise(crops)
+        else:
+            pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)  # [n, 3, H, W]
+            batch = pixels.to(torch.float32).div(255).sub_(self.mean).div_(self.std)
         dtype = open_clip.get_input_dtype(self.info.precision)
         with self._casting():
             features: torch.Tensor = self.model.encode_image(batch.to(dtype))  # type: ignore[operator]
@@ -85,8 +90,11 @@ def load_clip(text: str, device: str = "cpu", precision: Precision = "fp32") -> 
     dim = _text_dim(model, tokenizer, device)
     config = dict(config)
     info = ClipInfo(spec.model, spec.label, digest, fingerprint(config), dim, precision)
-    mean, std = (_channels(config[name], device) for name in ("mean", "std"))
-    return Clip(info, model, Crop.of(config), mean, std, tokenizer, torch.device(device))
+    mean, std = (_channels(config[name]) for name in ("mean", "std"))
+    place = torch.device(device)
+    normalise = Normaliser(mean, std)
+    crop = Crop.of(config)
+    return Clip(info, model, crop, mean.to(place), std.to(place), normalise, tokenizer, place)
 
 
 # Model, tokenizer, preprocessing config, SHA-256 of the weights.
@@ -151,9 +159,9 @@ def _created(spec: str, make: Callable[[], Any]) -> Any:
         raise UserError(f"clip: {spec}: cannot be loaded ({first})") from error
 
 
-def _channels(value: Any, device: str) -> torch.Tensor:
+def _channels(value: Any) -> torch.Tensor:
     """A number, or one for each channel, as [3, 1, 1]."""
-    return torch.tensor(np.broadcast_to(value, 3).astype(np.float32), device=device)[:, None, None]
+    return torch.tensor(np.broadcast_to(value, 3).astype(np.float32))[:, None, None]
 
 
 def _text_dim(model: Any, tokenizer: Any, device: str) -> int:

@@ -47,7 +47,7 @@ class ClipActor:
 
         loaded = self._clip(clip, precision)
         with torch.inference_mode():
-            image = loaded.crops(crops.copy())  # what Ray shares is read-only
+            image = loaded.crops(crops)
             return image.cpu().numpy(), loaded.texts(captions).cpu().numpy()
 
     def _clip(self, clip: str, precision: Precision) -> Clip:
