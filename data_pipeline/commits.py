@@ -19,6 +19,7 @@ from data_pipeline.schema.dataset import (
 )
 
 _REQUESTS = 32  # to a store at once
+_SHARDS = 8  # that are published to a store at once: mostly waiting
 
 
 def is_done(root: Place, shard: int, stage: str, name: str | None = None) -> bool:
@@ -60,6 +61,19 @@ def read_commits(
     """The shards' commits, None where there is none; from a store several at once."""
     threads = _REQUESTS if isinstance(root, StorePath) else 1
     return map_ahead(lambda shard: read_commit(root, shard, name), shards, threads)
+
+
+def publish_all(
+    root: Place, made: Iterable[tuple[int, tuple[Place, Commit]]], name: str | None = None
+) -> Iterator[Commit]:
+    """Publishes (shard, (attempt, commit)) as they come; to a store several shards at once."""
+
+    def one(item: tuple[int, tuple[Place, Commit]]) -> Commit:
+        attempt, commit = item[1]
+        publish(root, attempt, commit, name)
+        return commit
+
+    return map_ahead(one, made, _SHARDS if isinstance(root, StorePath) else 1)
 
 
 def publish(root: Place, attempt: Place, commit: Commit, name: str | None = None) -> bool:

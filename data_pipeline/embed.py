@@ -20,7 +20,7 @@ from data_pipeline.attempts import attempt_at, work_folder
 from data_pipeline.clip_pool import ClipPool, start_pool
 from data_pipeline.clip_spec import ClipSpec, find_clip
 from data_pipeline.cluster import cluster, cpus, run_bounded
-from data_pipeline.commits import done, publish, read_commits, write_commit
+from data_pipeline.commits import done, publish_all, read_commits, write_commit
 from data_pipeline.config import EmbedConfig, Precision
 from data_pipeline.features import Embedded, ShardFeatures
 from data_pipeline.parquet import read_schema, read_table
@@ -208,9 +208,9 @@ def embed_all(
                 nothing = replace(commit, stage=EMBEDDED, files=_own(commit, name))
                 write_commit(root, nothing, name)
         full = [shard for shard in todo if kept[shard]]
-        for shard, (attempt, commit) in run_bounded(ray, submit, full, cpus(ray), stop):
-            publish(root, attempt, commit, name)
-            bar.advance(kept[shard])
+        made = run_bounded(ray, submit, full, cpus(ray), stop)
+        for commit in publish_all(root, made, name):
+            bar.advance(commit.kept)
 
 
 def _own(commit: Commit, name: str | None) -> Mapping[str, FileRecord]:

@@ -18,7 +18,7 @@ from data_pipeline.attempts import attempt_at, work_folder
 from data_pipeline.clip_pool import ClipPool, start_pool
 from data_pipeline.clip_spec import ClipSpec, find_clip
 from data_pipeline.cluster import cluster, cpus, run_bounded
-from data_pipeline.commits import done, publish, read_commits
+from data_pipeline.commits import done, publish_all, read_commits
 from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import claim, embed_all, is_embedded
 from data_pipeline.fetch.lists import settled
@@ -195,8 +195,7 @@ def _make_shards(
         for note in (note for source in found for note in source.notes):
             bar.log(note)
         rejected = 0
-        for _, (attempt, commit) in run_bounded(ray, submit, todo, limit, stop):
-            publish(out, attempt, commit)
+        for commit in publish_all(out, run_bounded(ray, submit, todo, limit, stop)):
             rejected += commit.rejected
             bar.advance(commit.input, rejected=rejected)
 

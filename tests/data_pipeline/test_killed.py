@@ -245,12 +245,14 @@ def test_workers_killed_for_memory_are_replaced(
     try:
         with running(corpus, out, CLIP, "--ray-address", cluster.address) as process:
             wait_until(lambda: commits(out, "embedded") >= 2, process)
+            os.kill(process.pid, signal.SIGSTOP)  # a quick machine would be done before
             eater = subprocess.Popen([sys.executable, "-c", hungry])
             try:
                 wait_until(lambda: killed_for_memory(logs) >= 2, process)
             finally:
                 eater.kill()
                 eater.wait()
+                os.kill(process.pid, signal.SIGCONT)
             stdout, stderr = process.communicate(timeout=300)
     finally:
         cluster.shutdown()
