@@ -236,9 +236,14 @@ def status(dataset: _Dataset, json: _Json = False) -> None:
         typer.echo(f"  {reason}  {count}")
 
 
+_LocalDataset = Annotated[
+    str, typer.Argument(metavar="DATASET", help="What `prepare` made: a local folder.")
+]
+
+
 @app.command(epilog="Example: unclip data curate dataset --as clean --set exact_duplicates=true")
 def curate(
-    dataset: _Dataset,
+    dataset: _LocalDataset,
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="Write selections/NAME.")],
     config: Annotated[Path | None, typer.Option(metavar="YAML", help="The rules.")] = None,
     overrides: Annotated[
@@ -267,7 +272,7 @@ def curate(
 
 @app.command(epilog="Example: unclip data stats dataset --plot dataset.png")
 def stats(
-    dataset: _Dataset,
+    dataset: _LocalDataset,
     selection: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only the rows of selections/NAME.")
     ] = None,

@@ -82,6 +82,8 @@ def load_clip(text: str, device: str = "cpu", precision: Precision = "fp32") -> 
         UserError: `text` has no known form, or its files are missing, unsafe or do not fit.
     """
     spec = find_clip(text)
+    if spec.kind == "published":
+        raise UserError(f"clip: {text} says whose embeddings are; there are no weights to load")
     load = {"random": _random, "folder": _from_folder, "named": _named}[spec.kind]
     model, tokenizer, config, digest = load(spec, precision)
     model.eval().to(device)

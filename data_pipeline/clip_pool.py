@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from base.errors import UserError
+from data_pipeline.clip_spec import absolute
 from data_pipeline.cluster import actor_pool, cause_of, cores
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def start_pool(ray: Any, clip: str, config: EmbedConfig, batches: int, stop: Sto
     Raises:
         UserError: the CLIP cannot be loaded.
     """
+    clip = absolute(clip)  # actors work elsewhere
     asked = {
         actor.describe.remote(clip, config.precision): actor
         for actor in _actors(ray, config, batches)
@@ -123,6 +125,6 @@ def _actors(ray: Any, config: EmbedConfig, batches: int) -> list[Any]:
     kind = ray.remote(max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD")(ClipActor)
     if gpus:
         share = config.gpu_fraction
-        make = kind.options(num_gpus=share)
+        make = kind.options(num_gpus=share, num_cpus=0)  # CPUs are for the tasks
         return actor_pool(ray, f"gpu {share}", min(count, gpus), lambda: make.remote("cuda"))
     return actor_pool(ray, "cpu", count, lambda: kind.remote("cpu"))

@@ -76,6 +76,16 @@ def _published(text: str) -> ClipSpec:
     return ClipSpec("published", model, _PUBLISHED + weights)
 
 
+def absolute(text: str) -> str:
+    """The same CLIP, named so that it is found from any folder."""
+    if Path(text).is_dir():
+        return str(Path(text).absolute())
+    named = split_named(text)
+    if named is not None and Path(named[1]).is_file():
+        return f"{named[0]}:{Path(named[1]).absolute()}"
+    return text
+
+
 def _find_folder(folder: Path) -> ClipSpec:
     place = find_export(folder)
     if place is None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from base.config import Config
 from data_pipeline.fetch.config import FetchConfig
 from data_pipeline.schema.dataset import KEYS_PER_SHARD
 
 Mode = Literal["center_crop", "keep_ratio", "keep_ratio_largest", "border", "none"]
+# A number in YAML and on command lines, a name to simplejpeg.
+Chroma = Annotated[
+    Literal["420", "444"],
+    BeforeValidator(lambda given: str(given) if isinstance(given, int) else given),
+]
 Precision = Literal["fp32", "fp16", "bf16", "amp", "amp_bf16", "pure_fp16", "pure_bf16"]
 
 
@@ -42,7 +47,7 @@ class PrepareConfig(Config):
     mode: Mode = "center_crop"  # see data_pipeline.resize
     only_if_bigger: bool = False  # never enlarge a small picture
     jpeg_quality: int = Field(95, ge=1, le=100)
-    chroma: Literal["420", "444"] = "420"  # 420 halves the colours' resolution, as usual
+    chroma: Chroma = "420"  # 420 halves the colours' resolution, as usual
     keep_jpeg: bool = False  # store what is plain and fits already as it came (data_pipeline.jpeg)
     samples_per_shard: int = Field(1000, ge=1, le=KEYS_PER_SHARD)
     max_pixels: int = Field(64_000_000, ge=1)  # declared by the header, before any decoding

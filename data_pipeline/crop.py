@@ -41,12 +41,12 @@ class Crop:
         )
 
     def __call__(self, picture: Pixels) -> Pixels:
-        """RGB [H, W, 3] of any sides to [height, width, 3]."""
-        image = Image.fromarray(picture)
+        """RGB [H, W, 3], or [H, W, 4] whose last channel is left out, to [height, width, 3]."""
+        image = _image(picture)
         sides = self._scaled(image.width, image.height)
         if sides != image.size:
             image = image.resize(sides, self._filter())
-        return np.asarray(_centre(image, self.width, self.height, self.fill))
+        return np.asarray(_centre(image, self.width, self.height, self.fill))[:, :, :3]
 
     def _scaled(self, width: int, height: int) -> tuple[int, int]:
         """Width and height before the middle is cut out."""
@@ -68,12 +68,20 @@ class Crop:
         return Image.Resampling.BICUBIC
 
 
+def _image(picture: Pixels) -> Image.Image:
+    """Pillow holds RGB in four bytes: pixels that come so are taken over as they lie."""
+    if picture.shape[2] == 3:
+        return Image.fromarray(picture)
+    size = (picture.shape[1], picture.shape[0])
+    return Image.frombuffer("RGBX", size, picture, "raw", "RGBX", 0, 1)
+
+
 def _centre(image: Image.Image, width: int, height: int, fill: int) -> Image.Image:
     """The middle of these sides; what is missing beside it is filled."""
     lacking = max(0, width - image.width), max(0, height - image.height)
     if any(lacking):
         left, top = lacking[0] // 2, lacking[1] // 2
         border = (left, top, lacking[0] - left, lacking[1] - top)
-        image = ImageOps.expand(image, border, (fill, fill, fill))
+        image = ImageOps.expand(image, border, (fill,) * len(image.getbands()))
     left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
     return image.crop((left, top, left + width, top + height))

@@ -60,7 +60,7 @@ def embed_shard(pool: ClipPool, root: Place, shard: int, name: str | None, attem
     places = zip(table["jpg_offset"].to_pylist(), table["jpg_length"].to_pylist(), strict=True)
     with parts_of(tar) as part:
         for (offset, length), caption in zip(places, table["caption"].to_pylist(), strict=True):
-            features.add(pool.crop(simplejpeg.decode_jpeg(part(offset, length))), caption)
+            features.add(pool.crop(simplejpeg.decode_jpeg(part(offset, length), "RGBX")), caption)
     embedded = features.finish()
     files = write_rows(attempt, shard, embedded, name)
     if name is not None:
@@ -218,6 +218,15 @@ def _own(commit: Commit, name: str | None) -> Mapping[str, FileRecord]:
     return commit.files if name is None else {}
 
 
+def first_set(root: Place, shards: int) -> ClipInfo | None:
+    """Whose the embeddings are that some shard has."""
+    commits = read_commits(root, range(shards))
+    there = next((c for c in commits if c and c.kept and c.stage == EMBEDDED), None)
+    if there is None:
+        return None
+    return clip_from_json(read_note(read_schema(metadata_path(root, there.shard)), CLIP_NOTE))
+
+
 def claim(root: Place, shards: int, name: str | None, info: ClipInfo) -> None:
     """Refuses to mix CLIPs within one set of embeddings.
 
@@ -225,18 +234,13 @@ def claim(root: Place, shards: int, name: str | None, info: ClipInfo) -> None:
         UserError: the set has rows of another one; which, and in what they differ.
     """
     if name is None:
-        commits = read_commits(root, range(shards))
-        there = next((c for c in commits if c and c.kept and c.stage == EMBEDDED), None)
-        if there is None:
-            return
-        note = read_note(read_schema(metadata_path(root, there.shard)), CLIP_NOTE)
+        known = first_set(root, shards)
     elif clip_path(root, name).is_file():
-        note = read_json(clip_path(root, name))
+        known = clip_from_json(read_json(clip_path(root, name)))
     else:
         write_json(clip_path(root, name), asdict(info))
         return
-    known = clip_from_json(note)
-    if known != info:
+    if known is not None and known != info:
         differing = ", ".join(k for k, v in asdict(info).items() if asdict(known)[k] != v)
         raise UserError(
             f"{embedding_root(root, name)}: has embeddings of {known.model} {known.pretrained}, "

@@ -20,7 +20,7 @@ from data_pipeline.clip_spec import ClipSpec, find_clip
 from data_pipeline.cluster import cluster, cpus, run_bounded
 from data_pipeline.commits import done, publish_all, read_commits
 from data_pipeline.config import PrepareConfig
-from data_pipeline.embed import claim, embed_all, is_embedded
+from data_pipeline.embed import claim, embed_all, first_set, is_embedded
 from data_pipeline.fetch.lists import settled
 from data_pipeline.parquet import read_table
 from data_pipeline.plan import ShardPlan, TooManyShards, persist, plan_fingerprint
@@ -194,6 +194,12 @@ def _make_shards(
     with share_of(whole, "prepare", total, "samples", total - left) as bar:
         for note in (note for source in found for note in source.notes):
             bar.log(note)
+        known = first_set(out, len(shards)) if todo and pool is None else None
+        if known is not None and not known.published:
+            bar.log(
+                f"{out}: the shards made now lack the embeddings that others have "
+                f"({known.model} {known.pretrained}); run `unclip data embed` with that CLIP"
+            )
         rejected = 0
         for commit in publish_all(out, run_bounded(ray, submit, todo, limit, stop)):
             rejected += commit.rejected

@@ -21,7 +21,7 @@ from data_pipeline.crop import Pixels
 from data_pipeline.decode import Limits, decode
 from data_pipeline.embed import with_columns, write_rows
 from data_pipeline.features import ShardFeatures
-from data_pipeline.fetch.rows import in_order, with_pictures
+from data_pipeline.fetch.rows import Backlog, in_order, with_pictures
 from data_pipeline.jpeg import is_plain
 from data_pipeline.phash import phash
 from data_pipeline.plan import ShardPlan
@@ -42,6 +42,8 @@ from data_pipeline.schema.dataset import (
 )
 from data_pipeline.shards import TarWriter, write_parquet
 from data_pipeline.sources import Source
+
+_LONGEST_SIDE = 65_500  # that libjpeg writes
 
 cv2.setNumThreads(0)  # one shard, one core
 
@@ -78,6 +80,11 @@ class _Made:
     crop: Pixels | None  # of the stored picture, as the CLIP takes it
     problem: Rejection | None
 
+    @property
+    def bytes(self) -> int:
+        """What it holds in memory while it waits for earlier rows."""
+        return len(self.jpeg) + (0 if self.crop is None else self.crop.nbytes)
+
 
 def make_shard(job: Job, attempt: Path) -> Commit:
     """Writes the shard's files into the folder `attempt`, by their last names.
@@ -90,7 +97,9 @@ def make_shard(job: Job, attempt: Path) -> Commit:
     features = ShardFeatures(job.pool, shard, f"shard {shard}") if job.pool else None
     tar = TarWriter(attempt / tar_path(root, shard).name)
     with tar:
-        for made in in_order(_made(job), job.plan.first_row):
+        backlog = Backlog()
+        made_rows = _made(job, backlog)
+        for made in in_order(made_rows, job.plan.first_row, backlog, lambda made: made.bytes):
             if made.problem is None:
                 _add(job, tar, rows, made)
                 if features is not None and made.crop is not None:
@@ -125,17 +134,17 @@ def _input_rows(job: Job) -> Iterator[tuple[int, Row]]:
             position += 1
 
 
-def _made(job: Job) -> Iterator[tuple[int, _Made]]:
+def _made(job: Job, backlog: Backlog) -> Iterator[tuple[int, _Made]]:
     """Every row's picture as it will be stored, by position; those from the web as they arrive."""
     config = job.config
     checked = ((position, with_caption(row, config)) for position, row in _input_rows(job))
-    for position, row in with_pictures(checked, config.fetch, config.max_bytes):
+    for position, row in with_pictures(checked, config.fetch, config.max_bytes, backlog):
         try:
             if row.problem is not None:
                 raise row.problem
             assert row.image is not None, "with_pictures leaves no row without"
             jpeg, meta, stored = _encode(row.image, config)
-            crop = None if job.pool is None else job.pool.crop(stored[..., :3])
+            crop = None if job.pool is None else job.pool.crop(stored)
             yield position, _Made(position, row, jpeg, meta, crop, None)
         except Rejection as why:
             yield position, _Made(position, row, b"", {}, None, why)
@@ -169,6 +178,7 @@ def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any], 
     mode, size = config.mode, config.image_size
     limits = Limits(config.max_pixels, config.min_side, config.max_aspect)
     picture = decode(data, limits, lambda w, h: resize.needed_sides(mode, size, w, h))
+    _check_sides(*resize.largest_sides(mode, size, *picture.pixels.shape[1::-1]), config)
     fitted = resize.fit(picture.pixels, mode, size, config.only_if_bigger)
     if config.keep_jpeg and fitted.shape[:2] == (picture.height, picture.width) and is_plain(data):
         jpeg = data
@@ -176,16 +186,29 @@ def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any], 
         jpeg = simplejpeg.encode_jpeg(
             np.ascontiguousarray(fitted), config.jpeg_quality, "RGB", config.chroma
         )
+    width, height = picture.width, picture.height
+    del picture, fitted  # a large one is not held twice
     stored = simplejpeg.decode_jpeg(jpeg, "RGBX")  # [H, W, 4]: as Pillow holds it, not copied
     meta = {
         "width": stored.shape[1],
         "height": stored.shape[0],
-        "original_width": picture.width,
-        "original_height": picture.height,
+        "original_width": width,
+        "original_height": height,
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": phash(stored),
     }
     return jpeg, meta, stored
+
+
+def _check_sides(width: int, height: int, config: PrepareConfig) -> None:
+    if max(width, height) > _LONGEST_SIDE:
+        raise Rejection(
+            "unsupported_image", f"{width}x{height} to store, a JPEG has {_LONGEST_SIDE} a side"
+        )
+    if width * height > config.max_pixels:
+        raise Rejection(
+            "too_many_pixels", f"{width}x{height} to store, the cap is {config.max_pixels}"
+        )
 
 
 def _metadata(rows: _Rows, extra: pa.Schema) -> pa.Table:

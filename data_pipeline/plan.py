@@ -59,7 +59,7 @@ class TooManyShards(UserError):
     def __init__(self, rows: int, parts: int) -> None:
         super().__init__(
             f"samples_per_shard: {rows} rows make more than {MAX_SHARDS} shards, the most that a "
-            f"DATASET holds; raise it, or make {parts} DATASETs of them (prepare_parts)"
+            f"DATASET holds; raise it, or split the input into {parts}"
         )
         self.parts = parts
 

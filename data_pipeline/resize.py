@@ -37,15 +37,23 @@ def fit(picture: Pixels, mode: Mode, size: int, only_if_bigger: bool) -> Pixels:
         return picture
     if mode == "center_crop":
         return _scale_to(_middle(picture), size, size, only_if_bigger)
-    height, width = picture.shape[:2]
-    side = min(width, height) if mode == "keep_ratio" else max(width, height)
     scaled = _scale_to(
-        picture,
-        max(1, round(width * size / side)),
-        max(1, round(height * size / side)),
-        only_if_bigger,
+        picture, *_scaled_sides(mode, size, picture.shape[1], picture.shape[0]), only_if_bigger
     )
     return _on_square(scaled, size) if mode == "border" else scaled
+
+
+def largest_sides(mode: Mode, size: int, width: int, height: int) -> tuple[int, int]:
+    """(width, height) that `fit` may hold of a picture of these sides; a thin one can grow long."""
+    if mode in ("none", "center_crop"):
+        return (width, height) if mode == "none" else (size, size)
+    scaled = _scaled_sides(mode, size, width, height)
+    return max(width, scaled[0]), max(height, scaled[1])
+
+
+def _scaled_sides(mode: Mode, size: int, width: int, height: int) -> tuple[int, int]:
+    side = min(width, height) if mode == "keep_ratio" else max(width, height)
+    return max(1, round(width * size / side)), max(1, round(height * size / side))
 
 
 def _middle(picture: Pixels) -> Pixels:

@@ -93,6 +93,11 @@ class Client:
         except asyncio.TimeoutError:
             seconds = self._config.deadline_seconds
             raise Rejection("timeout", f"not there after {seconds:g} s") from None
+        except (Rejection, asyncio.CancelledError):
+            raise
+        except Exception as error:  # what a server sends must never end the run
+            told = f"{type(error).__name__}: {error}"
+            raise Rejection("connection", f"the answer cannot be used ({told[:200]})") from error
 
     async def _attempts(self, url: str) -> bytes:
         for attempt in range(1, self._config.attempts + 1):
@@ -240,6 +245,8 @@ class _told:  # noqa: N801 - reads as a phrase: with _told(url)
             raise Rejection("tls", f"{self._host}: no valid certificate") from None
         if isinstance(error, aiohttp.InvalidURL | ValueError):
             raise Rejection("bad_url", "not an http or https address") from None
+        if isinstance(error, zlib.error):
+            raise _Passing("connection", f"{self._host}: the body cannot be unpacked") from None
         if isinstance(error, aiohttp.ClientError | OSError):
             raise _Passing("connection", f"{self._host}: the connection failed") from None
 
@@ -276,8 +283,11 @@ def _retry_after(value: str | None) -> float | None:
         pass
     try:
         when = parsedate_to_datetime(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=timezone.utc)
-    return max(0.0, (when - datetime.now(timezone.utc)).total_seconds())
+    try:
+        return max(0.0, (when - datetime.now(timezone.utc)).total_seconds())
+    except OverflowError:  # a zone beyond the calendar's ends
+        return None

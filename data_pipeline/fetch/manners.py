@@ -89,11 +89,14 @@ class Robots:
         self._known[origin] = now, task
         while len(self._known) > _HOSTS:
             self._known.popitem(last=False)
-        try:
-            return await asyncio.shield(task)
-        except Exception:
-            self._known.pop(origin, None)  # unknown now is not unknown for ever
-            raise
+
+        def forget(done: asyncio.Future[Protego | None]) -> None:
+            failed = done.cancelled() or done.exception() is not None
+            if failed and self._known.get(origin, (now, None))[1] is done:
+                del self._known[origin]  # unknown now is not unknown for ever
+
+        task.add_done_callback(forget)
+        return await asyncio.shield(task)
 
     async def _ask(self, origin: str) -> Protego | None:
         text = await self._read(f"{origin}/robots.txt")
@@ -133,11 +136,13 @@ class _Host:
     def __init__(self, places: int) -> None:
         self.places = asyncio.Semaphore(places)
         self.users = 0
+        self._turn = asyncio.Lock()
         self._next = 0.0
 
     async def wait(self, delay: float) -> None:
+        """Until a request may begin; whoever gives up while waiting takes nobody's turn."""
         loop = asyncio.get_running_loop()
-        begin = max(loop.time(), self._next)
-        self._next = begin + delay
-        if begin > loop.time():
-            await asyncio.sleep(begin - loop.time())
+        async with self._turn:
+            if (pause := self._next - loop.time()) > 0:
+                await asyncio.sleep(pause)
+            self._next = loop.time() + delay

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,19 +19,34 @@ T = TypeVar("T")
 _Arrived = SimpleQueue[tuple[int, Row, "Future[bytes]"]]
 
 
+class Backlog:
+    """What has been made and waits for an earlier row that is still on its way."""
+
+    def __init__(self, most: int = 256 << 20) -> None:
+        self.bytes = 0
+        self._most = most
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing new should be begun."""
+        return self.bytes > self._most
+
+
 def with_pictures(
-    rows: Iterator[tuple[int, Row]], config: FetchConfig, max_bytes: int
+    rows: Iterator[tuple[int, Row]], config: FetchConfig, max_bytes: int, backlog: Backlog
 ) -> Iterator[tuple[int, Row]]:
     """(position, row) of every row, with its picture or a problem, as they arrive.
 
     Rows that have a picture or a problem come at once. At most `config.concurrency` addresses are
-    under way or waiting to be taken.
+    under way or waiting to be taken, and none is begun while the backlog is full.
     """
     arrived: _Arrived = SimpleQueue()
     under_way = set[Future[bytes]]()
     with ExitStack() as stack:
         fetching: Fetching | None = None
         for position, row in rows:
+            while fetching is not None and under_way and backlog.full:
+                yield _take(fetching, arrived, under_way)
             if row.image is not None or row.problem is not None:
                 yield position, row
                 continue
@@ -47,13 +62,18 @@ def with_pictures(
             yield _take(fetching, arrived, under_way)
 
 
-def in_order(numbered: Iterator[tuple[int, T]], first: int = 0) -> Iterator[T]:
+def in_order(
+    numbered: Iterator[tuple[int, T]], first: int, backlog: Backlog, size: Callable[[T], int]
+) -> Iterator[T]:
     """The items by their numbers, which run on from `first`; what comes too early waits."""
     waiting: dict[int, T] = {}
     for number, item in numbered:
         waiting[number] = item
+        backlog.bytes += size(item)
         while first in waiting:
-            yield waiting.pop(first)
+            item = waiting.pop(first)
+            backlog.bytes -= size(item)
+            yield item
             first += 1
     assert not waiting, "every number comes once"
 

@@ -20,6 +20,7 @@ from base.stores import StorePath
 from data_pipeline import columns
 from data_pipeline.row import Rejection, Row
 from data_pipeline.sources import img2dataset
+from data_pipeline.sources.files import read_file
 from data_pipeline.sources.source import (
     INFER_ROWS,
     READS,
@@ -39,7 +40,6 @@ from data_pipeline.sources.tables import (
     find_roles,
     load_table,
     other_columns,
-    read_file,
     values,
 )
 from data_pipeline.sources.texts import BAD

@@ -6,9 +6,8 @@ import hashlib
 import itertools
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ from data_pipeline.config import ColumnsConfig
 from data_pipeline.parquet import open_parquet, read_table
 from data_pipeline.row import Rejection, Row
 from data_pipeline.sources import img2dataset, texts
+from data_pipeline.sources.files import read_file
 from data_pipeline.sources.source import (
     INFER_ROWS,
     Source,
@@ -113,6 +113,8 @@ def find_roles(
         sidecar=first(("json",), _is_text),
         hashes={name: column for name in _HASHES if (column := first((name,), _is_text))},
     )
+    if named.url and not (named.path or named.image):  # then that is where the picture is
+        roles = replace(roles, path=None, image=None)
     have = ", ".join(schema.names)
     if not roles.captions:
         raise UserError(f"{where}: no caption column (one of {', '.join(_CAPTION)}); it has {have}")
@@ -370,32 +372,3 @@ def _picture(source: Source, roles: Roles, row: dict[str, Any], max_bytes: int) 
         if "://" not in path:  # the input's own bucket: a matter of the job, not of the row
             raise
         raise Rejection("unreadable_file", str(error)) from error
-
-
-def read_file(path: Place, shown: str, max_bytes: int) -> bytes:
-    """A regular file's bytes; raises Rejection when there are none to have."""
-    try:
-        if isinstance(path, StorePath):
-            return _read_object(path, shown, max_bytes)
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise Rejection("unreadable_file", f"{shown}: not a regular file")
-        if status.st_size > max_bytes:
-            raise _too_many(shown, status.st_size, max_bytes)
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise Rejection("missing_file", f"{shown}: no such file") from error
-    except OSError as error:
-        raise Rejection("unreadable_file", f"{shown}: {error.strerror}") from error
-
-
-def _read_object(path: StorePath, shown: str, max_bytes: int) -> bytes:
-    """In one request; what keeps the store from answering ends the work: it is no row's fault."""
-    data = path.read_bytes(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise _too_many(shown, path.stat().st_size, max_bytes)
-    return data
-
-
-def _too_many(shown: str, size: int, cap: int) -> Rejection:
-    return Rejection("too_many_bytes", f"{shown}: {size} bytes, the cap is {cap}")

@@ -48,3 +48,5 @@ def test_pixels_are_those_of_open_clip(
         return
     found = torch.from_numpy(Crop.of(config)(picture).copy()).permute(2, 0, 1)
     assert torch.equal(found, expected.round().to(torch.uint8))
+    padded = np.concatenate([picture, picture[:, :, :1]], axis=2)
+    assert np.array_equal(Crop.of(config)(padded), Crop.of(config)(picture))

@@ -1,7 +1,9 @@
 """Fetching from a real server on loopback: what comes, what is refused, what is tried again."""
 
+import asyncio
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from web import PICTURE, Server
 
 from data_pipeline.fetch import FetchConfig, Fetching, addresses, client
 from data_pipeline.fetch.addresses import is_public
-from data_pipeline.fetch.manners import Domains, opts_out
-from data_pipeline.row import Rejection
+from data_pipeline.fetch.manners import Domains, Pace, Robots, opts_out
+from data_pipeline.fetch.rows import Backlog, in_order, with_pictures
+from data_pipeline.row import Rejection, Row
 
 CAP = 1 << 20
 
@@ -51,6 +54,25 @@ def test_what_may_pass_is_asked_again(server: Server, status: int) -> None:
     assert server.seen[f"again/{status}"] == 3
     assert reason(server.url(f"status/{status}"), attempts=2) == "http_passing"
     assert server.seen[f"status/{status}"] == 2
+
+
+def test_a_body_that_is_not_packed_as_it_says_is_a_reason(server: Server) -> None:
+    assert reason(server.url("gzip/none"), attempts=2) == "connection"
+    assert server.seen["gzip/none"] == 2
+
+
+@pytest.mark.parametrize("value", ["nan", "soon", "-5"])
+def test_retry_after_that_says_nothing_is_no_reason_to_wait(server: Server, value: str) -> None:
+    assert fetch(server.url(f"wait/{value}")) == PICTURE
+
+
+@pytest.mark.parametrize("value", ["inf", "Fri, 31 Dec 9999 23:59:59 -2359"])
+def test_retry_after_beyond_all_patience_is_a_reason(server: Server, value: str) -> None:
+    settings = {"deadline_seconds": 1.0}
+    try:
+        assert fetch(server.url(f"wait/{value}"), **settings) == PICTURE
+    except Rejection as why:
+        assert why.reason == "timeout"  # noqa: PT017 - either end is right, an error is not
 
 
 @pytest.mark.parametrize("value", ["1", "date"])
@@ -312,3 +334,76 @@ def test_a_large_picture_that_fails_gives_its_place_back(server: Server) -> None
             with pytest.raises(Rejection, match="too_many_bytes"):
                 future.result(timeout=60)
         assert len(fetching.submit(server.url("large")).result(timeout=20)) == 2 << 20
+
+
+def test_robots_that_could_not_be_had_are_asked_for_again() -> None:
+    asked: list[str] = []
+
+    async def read(url: str) -> str | None:
+        asked.append(url)
+        await asyncio.sleep(0.05)
+        if len(asked) == 1:
+            raise Rejection("timeout", "not there")
+        return None
+
+    async def run() -> bool:
+        robots = Robots("tester", read)
+        first = asyncio.ensure_future(robots.allow("http://host", "http://host/a"))
+        await asyncio.sleep(0)
+        first.cancel()  # its deadline; nobody waits for the answer any more
+        await asyncio.sleep(0.1)
+        return await robots.allow("http://host", "http://host/b")
+
+    assert asyncio.run(run())
+    assert len(asked) == 2
+
+
+def test_those_who_give_up_waiting_take_nobodys_turn() -> None:
+    async def run() -> float:
+        pace = Pace(8)
+
+        async def take() -> None:
+            async with pace.turn("host", 0.2):
+                pass
+
+        await take()
+        impatient = [asyncio.ensure_future(take()) for _ in range(5)]
+        await asyncio.sleep(0.01)
+        for task in impatient:
+            task.cancel()
+        begun = time.monotonic()
+        await take()
+        return time.monotonic() - begun
+
+    assert asyncio.run(run()) < 0.6  # five turns would be a second
+
+
+@given(st.permutations(range(12)), st.integers(0, 3))
+def test_what_comes_too_early_waits_and_is_counted(order: list[int], first: int) -> None:
+    backlog = Backlog()
+    numbered = ((first + number, first + number) for number in order)
+    found = in_order(numbered, first, backlog, lambda item: item + 1)
+    assert list(found) == list(range(first, first + 12))
+    assert backlog.bytes == 0
+
+
+def test_nothing_is_begun_while_too_much_waits(server: Server) -> None:
+    """The first address is slow; what comes meanwhile fills the backlog."""
+    server.pause = lambda name: 1.0 if name == "p/0" else 0.0
+    rows = [Row(str(i), None, ("a",), server.url(f"p/{i}")) for i in range(60)]
+    config = FetchConfig(allow_private=True, concurrency=2, per_host=4)
+    backlog = Backlog(most=5 * len(PICTURE))
+    most = 0
+    taken = with_pictures(iter(enumerate(rows)), config, CAP, backlog)
+
+    def watched() -> Iterator[tuple[int, Row]]:
+        nonlocal most
+        for position, row in taken:
+            yield position, row
+            most = max(most, backlog.bytes)
+
+    size = len(PICTURE)
+    pairs = ((position, row) for position, row in watched())
+    got = [row.source_key for row in in_order(pairs, 0, backlog, lambda _: size)]
+    assert got == [str(i) for i in range(60)]
+    assert 4 * size <= most <= 8 * size

@@ -17,7 +17,7 @@ from data_pipeline.fetch import FetchConfig, Fetching, client, kept, manners
 from data_pipeline.fetch.kept import kept_fetching
 from data_pipeline.fetch.lists import read_domains, read_hashes, settled
 from data_pipeline.fetch.manners import Domains
-from data_pipeline.fetch.rows import with_pictures
+from data_pipeline.fetch.rows import Backlog, with_pictures
 from data_pipeline.row import Row
 
 CAP = 4 << 20
@@ -45,7 +45,7 @@ def rows(server: Server, *names: str) -> Iterator[tuple[int, Row]]:
 
 def test_tasks_share_connections_and_what_is_known_of_hosts(server: Server) -> None:
     for _ in range(3):
-        found = list(with_pictures(rows(server, "picture"), config(), CAP))
+        found = list(with_pictures(rows(server, "picture"), config(), CAP, Backlog()))
         assert [row.image for _, row in found] == [PICTURE]
         assert threads() == 1
     assert server.seen["picture"] == 3
@@ -60,7 +60,10 @@ def test_another_config_or_list_is_another_client(server: Server, tmp_path: Path
     path = tmp_path / "list"
     path.write_text("example.org\n")
     listed = config(opt_out_domains=path)
-    with kept_fetching(config(), CAP) as first, kept_fetching(config(), CAP) as again:
+    with (
+        kept_fetching(config(), CAP) as first,
+        kept_fetching(config(), CAP) as again,
+    ):
         assert first is again
         with kept_fetching(config(), CAP + 1) as other:
             assert other is not first
@@ -79,7 +82,7 @@ def test_another_config_or_list_is_another_client(server: Server, tmp_path: Path
 def test_a_task_that_ends_early_leaves_nothing_under_way(server: Server) -> None:
     server.files = {f"large/{i}": bytes(client.LARGE + 1) for i in range(6)}
     for _ in range(client._LARGE_AT_ONCE):
-        coming = with_pictures(rows(server, *server.files, "silent"), config(), CAP)
+        coming = with_pictures(rows(server, *server.files, "silent"), config(), CAP, Backlog())
         next(coming)
         coming.close()
     with kept_fetching(config(), CAP) as fetching:
@@ -97,10 +100,10 @@ def test_a_worker_s_end_closes_what_it_kept(server: Server) -> None:
     code = (
         "import sys, threading\n"
         "from data_pipeline.fetch import FetchConfig\n"
-        "from data_pipeline.fetch.rows import with_pictures\n"
+        "from data_pipeline.fetch.rows import Backlog, with_pictures\n"
         "from data_pipeline.row import Row\n"
         "rows = iter([(0, Row('a', None, url=sys.argv[1]))])\n"
-        "found = list(with_pictures(rows, FetchConfig(allow_private=True), 1 << 20))\n"
+        "found = list(with_pictures(rows, FetchConfig(allow_private=True), 1 << 20, Backlog()))\n"
         "print(len(found[0][1].image), threading.active_count())\n"
     )
     command = [sys.executable, "-X", "dev", "-W", "error", "-c", code, server.url("picture")]

@@ -5,14 +5,17 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from base.errors import NothingUsable, UserError
-from data_pipeline.config import PrepareConfig
+from data_pipeline.config import Mode, PrepareConfig
 from data_pipeline.embed import embed
 from data_pipeline.pipeline import prepare, prepare_parts
 from data_pipeline.scenes import write_scenes
@@ -253,3 +256,32 @@ def test_a_larger_input_becomes_several_datasets(
         for path in (tmp_path / "whole", *(path for path, _ in made))
     )
     assert pa.concat_tables(parts).equals(whole)
+
+
+def test_shards_made_again_without_the_clip_say_what_is_to_be_done(
+    photos: Path, shared_data: Path, tmp_path: Path, tree: Tree, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "dataset"
+    shutil.copytree(photos, out)
+    (out / "shards" / "00001.tar").unlink()
+    prepare([shared_data / "photos"], out, "none", SMALL)
+    assert "lack the embeddings that others have (random random:1)" in capsys.readouterr().err
+    embed(out, "random:1")
+    assert tree(out) == tree(photos)
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+@pytest.mark.parametrize("sides", [(1, 300), (300, 1), (70_000, 20), (60_000, 1)])
+def test_a_thin_picture_costs_its_row_alone(
+    tmp_path: Path, ray_cluster: None, mode: Mode, sides: tuple[int, int]
+) -> None:
+    Image.new("RGB", sides, (10, 200, 30)).save(tmp_path / "thin.png")
+    (tmp_path / "thin.txt").write_text("a line")
+    Image.new("RGB", (40, 30)).save(tmp_path / "usual.png")
+    (tmp_path / "usual.txt").write_text("a picture")
+    config = PrepareConfig(image_size=256, mode=mode)
+    with TemporaryDirectory(dir=tmp_path.parent) as folder:
+        info = prepare([tmp_path], Path(folder) / "out", "random:0", config)
+        reasons = status(Path(folder) / "out").reasons
+    assert info.kept + info.rejected == 2
+    assert set(reasons) <= {"unsupported_image", "too_many_pixels"}

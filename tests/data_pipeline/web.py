@@ -108,5 +108,6 @@ def plain(request: web.Request, kind: str, rest: str, times: int) -> web.Respons
         return web.Response(body=PICTURE, headers={"X-Robots-Tag": request.query["tag"]})
     if kind == "gzip":
         body = gzip.compress(bytes(64 << 20) if rest == "bomb" else PICTURE)
+        body = PICTURE if rest == "none" else body
         return web.Response(body=body, headers={"Content-Encoding": "gzip"})
     return web.Response(body=PICTURE)

@@ -16,7 +16,7 @@ from base.hashing import stable_hash
 from base.progress import Progress
 from data_pipeline import sources
 from data_pipeline.config import PrepareConfig
-from data_pipeline.fetch.rows import in_order, with_pictures
+from data_pipeline.fetch.rows import Backlog, in_order, with_pictures
 from data_pipeline.row import Row
 
 _SCHEMA = pa.schema(
@@ -86,7 +86,9 @@ def _rows(found: list[sources.Source]) -> Iterator[Row]:
     """All rows, in the inputs' order; what is behind addresses is fetched."""
     config = PrepareConfig()
     rows = (row for s in found for row in sources.read(s, 0, s.rows, config.max_bytes))
-    return in_order(with_pictures(enumerate(rows), config.fetch, config.max_bytes))
+    backlog = Backlog()
+    coming = with_pictures(enumerate(rows), config.fetch, config.max_bytes, backlog)
+    return in_order(coming, 0, backlog, lambda row: len(row.image or b""))
 
 
 def _why_unusable(row: Row) -> str | None:
