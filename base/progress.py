@@ -12,6 +12,8 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
+from base.errors import Stopped
+
 _LINE_SECONDS = 10.0
 
 
@@ -69,7 +71,7 @@ class Progress:
         if self._bars is not None:
             self._bars.stop()
         else:
-            ending = "" if error is None else ", interrupted"
+            ending = _ending(error)
             self._print(f"{self.name}: {self.describe()}, {clock(self.seconds)}{ending}")
 
     def advance(self, count: int = 1, **values: float | int | str) -> None:
@@ -139,6 +141,15 @@ class _Numbers(ProgressColumn):
 def _fixed(width: int) -> Column:
     """A column that keeps its width on a narrow terminal, where the numbers are cut."""
     return Column(no_wrap=True, min_width=width)
+
+
+def _ending(error: BaseException | None) -> str:
+    """How the work ended: a request to stop is no failure."""
+    if error is None:
+        return ""
+    if isinstance(error, GeneratorExit):  # whoever took the results took no more of them
+        return ", ended early"
+    return ", interrupted" if isinstance(error, KeyboardInterrupt | Stopped) else ", failed"
 
 
 def clock(seconds: float) -> str:

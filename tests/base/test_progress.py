@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from base.errors import Stopped, UserError
 from base.progress import Progress, clock, share_of
 
 
@@ -62,13 +63,25 @@ def test_unknown_length_and_no_unit(
     assert capsys.readouterr().err == "reading: 3,000, 1,500/s, 0:02\n"
 
 
-def test_the_last_line_comes_after_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(KeyboardInterrupt), Progress("clip", total=10) as bar:
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (KeyboardInterrupt(), ", interrupted"),
+        (Stopped("stopped"), ", interrupted"),
+        (UserError("no CLIP"), ", failed"),
+        (OSError("no space"), ", failed"),
+        (GeneratorExit(), ", ended early"),
+    ],
+)
+def test_the_last_line_says_how_the_work_ended(
+    error: BaseException, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(type(error)), Progress("clip", total=10) as bar:
         bar.advance(3)
-        raise KeyboardInterrupt
+        raise error
     line = capsys.readouterr().err
     assert line.startswith("clip: 3/10")
-    assert line.endswith("interrupted\n")
+    assert line.endswith(f"{ending}\n")
 
 
 def test_lines_above_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,6 +106,7 @@ def test_clock(seconds: float, text: str) -> None:
 
 
 ON_A_TERMINAL = """
+from base.errors import Stopped, UserError
 from base.progress import Progress
 with Progress("decoder", total=8, unit="samples") as bar:
     bar.advance(3, loss=0.5)
