@@ -20,6 +20,8 @@ Part = Callable[[int, int], bytes]  # (offset, size): fewer bytes where the file
 
 P = TypeVar("P", bound=Place)
 
+_COPIES = {"s3": "aws s3 sync", "gs": "gcloud storage rsync -r"}  # of folders, by scheme
+
 
 def place(given: Anywhere) -> Place:
     """The place that a user's text names; SCHEME://… is an address, everything else a local path.
@@ -56,9 +58,12 @@ def local_folder(given: str) -> Path:
         UserError: it is an address.
     """
     found = place(given)
-    if isinstance(found, StorePath):
-        raise UserError(f"{shown(str(found))}: expected a local folder")
-    return found
+    if not isinstance(found, StorePath):
+        return found
+    address = shown(str(found))
+    how = _COPIES.get(found.scheme)
+    told = f"; copy it to one first, such as by `{how} {address} FOLDER`" if how else ""
+    raise UserError(f"{address}: expected a local folder{told}")
 
 
 def below(root: P, *parts: str) -> P:

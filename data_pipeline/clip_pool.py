@@ -13,8 +13,11 @@ import numpy.typing as npt
 from base.errors import UserError
 from data_pipeline.clip_spec import absolute
 from data_pipeline.cluster import actor_pool, cause_of, cores
+from data_pipeline.room import Waiting, require_room
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from base.stop import StopFlag
     from data_pipeline.clip import Clip
     from data_pipeline.config import EmbedConfig, Precision
@@ -34,6 +37,10 @@ class ClipActor:
     def __init__(self, device: str) -> None:
         self._device = device
         self._loaded: tuple[tuple[str, Precision], Clip] | None = None
+
+    def is_there(self) -> bool:
+        """Answers as soon as the actor has found its place."""
+        return True
 
     def describe(self, clip: str, precision: Precision) -> tuple[ClipInfo, Crop]:
         """Loads the CLIP; which one it is, and which pixels it takes."""
@@ -80,22 +87,27 @@ class ClipPool:
 def start_pool(ray: Any, clip: str, config: EmbedConfig, batches: int, stop: StopFlag) -> ClipPool:
     """Actors for at most so many batches at a time; interruptible, as loading may take long.
 
-    Those that come much later than the first one are done without: their place is not free.
+    Those that come much later than the first one are done without: their place is not free. What
+    is waited for is told on standard error.
 
     Raises:
-        UserError: the CLIP cannot be loaded.
+        UserError: the CLIP cannot be loaded, or no node can ever hold an actor.
     """
-    clip = absolute(clip)  # actors work elsewhere
-    asked = {
-        actor.describe.remote(clip, config.precision): actor
-        for actor in _actors(ray, config, batches)
-    }
+    name, clip = clip, absolute(clip)  # actors work elsewhere
+    needs = _needs(ray, config)
+    require_room(ray, f"clip: {name}", needs)
+    waiting = Waiting(ray, f"clip: {name}", needs)
+    actors = _actors(ray, config, batches, needs)
+    placed = [actor.is_there.remote() for actor in actors]
+    asked = {actor.describe.remote(clip, config.precision): actor for actor in actors}
     there: list[Any] = []
     described: tuple[ClipInfo, Crop] | None = None
     began, until, last = time.monotonic(), math.inf, "no place for one"
     while asked and time.monotonic() < until:
         stop.raise_if_requested()
         ready, _ = ray.wait(list(asked), num_returns=1, timeout=_POLL_SECONDS)
+        if described is None:
+            waiting.still(len(ray.wait(placed, num_returns=len(placed), timeout=0)[0]))
         for reference in ready:
             actor = asked.pop(reference)
             try:
@@ -113,18 +125,24 @@ def start_pool(ray: Any, clip: str, config: EmbedConfig, batches: int, stop: Sto
     return ClipPool(tuple(there), clip, *described)
 
 
-def _actors(ray: Any, config: EmbedConfig, batches: int) -> list[Any]:
+def _needs(ray: Any, config: EmbedConfig) -> dict[str, float]:
+    """What an actor takes: a share of a GPU, or a core where there is none."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    return {"GPU": config.gpu_fraction} if gpus else {"CPU": 1}
+
+
+def _actors(ray: Any, config: EmbedConfig, batches: int, needs: Mapping[str, float]) -> list[Any]:
     """One actor for each share of a GPU, or for each core where there is none.
 
     A call that dies with its actor is not repeated by Ray: who asked asks another one.
     """
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0)) * int(1 / config.gpu_fraction)
+    share = needs.get("GPU")
+    gpus = int(resources["GPU"]) * int(1 / share) if share else 0
     count = config.actors or gpus or int(resources.get("CPU", cores()))
     count = max(1, min(batches, count))
     kind = ray.remote(max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD")(ClipActor)
-    if gpus:
-        share = config.gpu_fraction
+    if share:
         make = kind.options(num_gpus=share, num_cpus=0)  # CPUs are for the tasks
         return actor_pool(ray, f"gpu {share}", min(count, gpus), lambda: make.remote("cuda"))
     return actor_pool(ray, "cpu", count, lambda: kind.remote("cpu"))

@@ -41,6 +41,7 @@ _LEAVE_SECONDS = 3.0  # for a start that nobody wants any more to come to its en
 _PATIENCE = 60.0  # seconds that a shard may take before it can be called late
 _SLOWER = 3.0  # times the median: then it is
 _pools: dict[str, list[Any]] = {}  # actors kept for the life of this process's cluster
+_embedded = threading.Event()  # set while the cluster is one that `cluster` started
 
 R = TypeVar("R")
 
@@ -73,9 +74,12 @@ def cluster(address: str | None = None) -> Iterator[Any]:
     holder = _Holder(ray, address)
     try:
         holder.begin()
+        if not address:
+            _embedded.set()
         with _messages_on_stderr():
             yield ray
     finally:
+        _embedded.clear()
         _pools.clear()
         holder.end()
 
@@ -286,6 +290,11 @@ def fetch(ray: Any, reference: Any, what: str) -> Any:
 def cause_of(error: Any) -> BaseException:
     """What a task's code raised, out of Ray's RayTaskError."""
     return error.cause if isinstance(error.cause, BaseException) else error
+
+
+def can_grow() -> bool:
+    """Whether nodes may join the cluster: one that was given may be scaled, an embedded one not."""
+    return not _embedded.is_set()
 
 
 def cpus(ray: Any) -> int:

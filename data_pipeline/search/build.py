@@ -57,6 +57,7 @@ def build(
     open_embeddings(dataset, name)  # a mistake is told before the folder is touched
     with Lease(dataset), StopFlag() as stop:
         embeddings = open_embeddings(dataset, name)
+        embeddings.require_whole()
         wanted = embeddings.fingerprint()
         folder = index_folder(dataset, name)
         there = _usable(folder)

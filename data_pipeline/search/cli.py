@@ -14,7 +14,7 @@ from base.command import emit_json
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-_Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="Folder with embeddings.")]
+_Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="A local folder with embeddings.")]
 _Embeddings = Annotated[
     str | None,
     typer.Option(
@@ -45,10 +45,11 @@ def index(
     json: _Json = False,
 ) -> None:
     """Make a k-NN index of the embeddings, for `search` and for clip-retrieval's back end."""
+    from base.places import local_folder
     from data_pipeline.search.build import build
 
     record, is_new = build(
-        dataset,
+        local_folder(dataset),
         embeddings,
         memory=memory,
         index_memory=index_memory,
@@ -89,11 +90,13 @@ def search(
     json: _Json = False,
 ) -> None:
     """Find the pictures nearest to a text or a picture; a page shows them."""
+    from base.places import local_folder
     from data_pipeline.search.find import find
     from data_pipeline.search.page import check_place, write_page
 
-    check_place(dataset, out)
-    results = find(dataset, text, clip, image=image, count=count, name=embeddings, exact=exact)
+    folder = local_folder(dataset)
+    check_place(folder, out)
+    results = find(folder, text, clip, image=image, count=count, name=embeddings, exact=exact)
     write_page(results, out)
     if json:
         emit_json(

@@ -79,18 +79,27 @@ class EmbeddingSet:
             taken[list(positions)] = self._shard(shard)[list(places)]
         return taken
 
-    def fingerprint(self) -> str:
-        """Changes with any byte of the embeddings.
+    def require_whole(self) -> None:
+        """Refuses a set of which something is missing.
 
         Raises:
             UserError: a shard is not embedded, or its files are not there.
         """
-        digests = []
         for shard in range(self.info.shards):
             if not is_done(self.root, shard, EMBEDDED, self.name):
                 raise self._unfinished(img_emb_path(self.root, shard, self.name))
+
+    def fingerprint(self) -> str:
+        """Changes with any byte of the embeddings, as the commits have them.
+
+        Raises:
+            UserError: a shard has no commit.
+        """
+        digests = []
+        for shard in range(self.info.shards):
             commit = read_commit(self.root, shard, self.name)
-            assert commit is not None, "what is done has a commit"
+            if commit is None:
+                raise self._unfinished(img_emb_path(self.root, shard, self.name))
             for path in (img_emb_path, text_emb_path):
                 record = commit.files.get(str(path(Path(), shard, self.name)))
                 digests.append(record.sha256 if record else None)

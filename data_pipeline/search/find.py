@@ -118,7 +118,8 @@ def _why_not(record: IndexRecord | None, embeddings: EmbeddingSet) -> str:
     if record is None:
         return "there is no index (`unclip data index` makes one)"
     made_of = (record.plan_fingerprint, record.rows, record.clip)
-    if made_of != (embeddings.info.plan_fingerprint, embeddings.rows, embeddings.clip):
+    here = (embeddings.info.plan_fingerprint, embeddings.rows, embeddings.clip)
+    if made_of != here or record.embeddings_fingerprint != embeddings.fingerprint():
         return "the index is of other embeddings (`unclip data index` makes it anew)"
     return ""
 

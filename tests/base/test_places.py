@@ -23,7 +23,16 @@ from base.errors import UserError
 from base.files import read_json, require_free_space, sha256_file, write_json
 from base.lease import Lease
 from base.owner import Owner
-from base.places import below, beside, children, files_below, folder_place, parts_of, place
+from base.places import (
+    below,
+    beside,
+    children,
+    files_below,
+    folder_place,
+    local_folder,
+    parts_of,
+    place,
+)
 from base.scratch import scratch_folder
 from base.store_errors import StoreError, StoreRefused, StoreSilent
 from base.store_lease import StoreRecord
@@ -322,3 +331,15 @@ def test_scratch_folders_of_killed_processes_are_removed(
     with scratch_folder() as folder:
         assert sorted(tmp_path.iterdir()) == sorted([folder, *others])
     assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
+def test_a_local_folder_is_no_address_and_how_to_copy_one_is_told() -> None:
+    assert local_folder("a/b") == Path("a/b")
+    for address, how in (
+        ("s3://b/d", "aws s3 sync s3://b/d FOLDER"),
+        ("gs://b/d", "gcloud storage rsync -r gs://b/d FOLDER"),
+    ):
+        with pytest.raises(UserError, match=f"{address}: expected a local folder; .*`{how}`"):
+            local_folder(address)
+    with pytest.raises(UserError, match=r"https://h/d: expected a local folder$"):
+        local_folder("https://h/d?secret=1")

@@ -26,6 +26,7 @@ from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import embed
 from data_pipeline.pipeline import prepare
 from data_pipeline.schema.dataset import ClipInfo, DatasetInfo, FileRecord, img_emb_path
+from data_pipeline.search import cli as commands
 from data_pipeline.search import embeddings as embeddings_module
 from data_pipeline.search.embeddings import EmbeddingSet, open_embeddings
 from data_pipeline.search.find import Results, find
@@ -194,13 +195,20 @@ def test_an_index_of_something_else_is_not_used(dataset: Path, tmp_path: Path) -
     record = read_json(path)
     write_json(path, {**record, "plan_fingerprint": "other"})
     assert "of other embeddings" in find(copy, "x", "random:0").why
+    write_json(path, record)
+    assert find(copy, "x", "random:0").how == "index"
+    commit = copy / "commits" / "00000.json"  # as when the same CLIP was run on another device
+    data = read_json(commit)
+    data["files"]["img_emb/img_emb_00000.npy"]["sha256"] = "0" * 64
+    write_json(commit, data)
+    assert "of other embeddings" in find(copy, "x", "random:0").why
     write_json(path, {**record, "version": 2})
     with pytest.raises(UserError, match=r"index.json: version: got 2, expected 1"):
         find(copy, "x", "random:0")
     write_json(path, {**record, "clip": {}})
     with pytest.raises(UserError, match="not a record of an index"):
         find(copy, "x", "random:0")
-    write_json(path, record)
+    write_json(path, {**record, "embeddings_fingerprint": open_embeddings(copy).fingerprint()})
     index = copy / "index" / "image.index"
     index.write_bytes(b"x" * index.stat().st_size)
     with pytest.raises(UserError, match=r"image.index: .*data index.*--exact"):
@@ -332,6 +340,13 @@ def test_mistakes_are_one_line(
     with pytest.raises(UserError, match=message) as caught:
         find(dataset, text, **{"clip": "random:0", **options})  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", [commands.index, commands.search])
+def test_a_dataset_in_a_store_is_to_be_copied_first(command: Callable[..., None]) -> None:
+    options = {"clip": "random:0", "text": "x"} if command is commands.search else {}
+    with pytest.raises(UserError, match=r"s3://b/d: expected a local folder; copy it to one"):
+        command("s3://b/d", **options)
 
 
 def test_a_dataset_without_embeddings_says_what_to_run(
