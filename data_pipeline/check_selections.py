@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from base.files import read_json, sha256_file
-from data_pipeline.check_shard import Problems
 from data_pipeline.curate.samples import Samples
+from data_pipeline.problems import Problems
 from data_pipeline.schema.selection import (
     DROPS_SCHEMA,
     FOLDER,
@@ -147,8 +147,14 @@ def _check_drops(samples: Samples, record: SelectionInfo, path: Path, problems: 
         for entry in batch.column("rule").value_counts().to_pylist():
             counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
         instead = batch.column("kept_instead").drop_null()
-        if (samples.rows(keys_of(instead)) < 0).any():
+        elsewhere = pc.match_substring(instead, "/")
+        if (samples.rows(keys_of(instead.filter(pc.invert(elsewhere)))) < 0).any():
             problems.add(path, "kept_instead: a key that is not in the DATASET")
+        for text in instead.filter(elsewhere).to_pylist():
+            name, _, key = text.rpartition("/")
+            if name not in record.together or not (len(key) == 9 and key.isdecimal()):
+                problems.add(path, f"kept_instead: got {text!r}, expected KEY or NAME/KEY")
+                break
     problems.expect(path, "drops by rule", counts, {r.rule: r.dropped for r in record.rules})
 
 

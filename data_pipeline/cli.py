@@ -236,14 +236,17 @@ def status(dataset: _Dataset, json: _Json = False) -> None:
         typer.echo(f"  {reason}  {count}")
 
 
-_LocalDataset = Annotated[
-    str, typer.Argument(metavar="DATASET", help="What `prepare` made: a local folder.")
+_LocalDatasets = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="DATASET...", help="What `prepare` made: local folders, taken together as one."
+    ),
 ]
 
 
 @app.command(epilog="Example: unclip data curate dataset --as clean --set exact_duplicates=true")
 def curate(
-    dataset: _LocalDataset,
+    datasets: _LocalDatasets,
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="Write selections/NAME.")],
     config: Annotated[Path | None, typer.Option(metavar="YAML", help="The rules.")] = None,
     overrides: Annotated[
@@ -259,20 +262,23 @@ def curate(
     from base.config import load_config
     from base.places import local_folder
     from data_pipeline.curate.config import CurateConfig
-    from data_pipeline.curate.run import curate as run
-    from data_pipeline.curate.table import print_selection
+    from data_pipeline.curate.run import curate_together
+    from data_pipeline.curate.table import print_selections
 
     settings = load_config(config or Path(os.devnull), CurateConfig, overrides or [])
-    done = run(local_folder(dataset), name, settings, replace=replace)
-    if json:
-        emit_json({"made": done.made, **done.selection.to_json()})
-    else:
-        print_selection(Path(dataset), done)
+    folders = [local_folder(dataset) for dataset in datasets]
+    done = curate_together(folders, name, settings, replace=replace)
+    if not json:
+        print_selections(folders, done)
+        return
+    told = [{"made": each.made, **each.selection.to_json()} for each in done]
+    parts = {str(folder): each for folder, each in zip(folders, told, strict=True)}
+    emit_json(told[0] if len(told) == 1 else {"parts": parts})
 
 
 @app.command(epilog="Example: unclip data stats dataset --plot dataset.png")
 def stats(
-    dataset: _LocalDataset,
+    datasets: _LocalDatasets,
     selection: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only the rows of selections/NAME.")
     ] = None,
@@ -289,7 +295,7 @@ def stats(
 
     if plot is not None:
         require_drawable(plot)
-    found = collect(local_folder(dataset), selection)
+    found = collect([local_folder(dataset) for dataset in datasets], selection)
     if plot is not None:
         draw(found, plot)
     if json:

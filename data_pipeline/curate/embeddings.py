@@ -6,6 +6,7 @@ treat each row by itself, and a cosine that float32 cannot tell from the bound i
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ import numpy.typing as npt
 from base.errors import UserError
 from base.progress import Progress
 from data_pipeline.curate.config import EmbeddingConfig
-from data_pipeline.curate.duplicates import Places
+from data_pipeline.curate.duplicates import Hashes, Places
 from data_pipeline.curate.samples import Samples
+from data_pipeline.curate.together import Together
 from data_pipeline.schema.dataset import img_emb_path
 
 Rows16 = npt.NDArray[np.float16]
@@ -30,16 +32,17 @@ _ITERATIONS = 10
 _BLOCK = 512
 _SLACK = 1e-5  # more than float32 loses in a product of two unit vectors
 _EXACT_AT_ONCE = 4096
+_HASHED_AT_ONCE = 100_000
 _GATHERED_BYTES = 1 << 30
 
 
-def embedding_leaders(samples: Samples, ordered: Places, config: EmbeddingConfig) -> Places:
+def embedding_leaders(together: Together, ordered: Places, config: EmbeddingConfig) -> Places:
     """For rows in order of preference, [n]: the row that stays in each one's stead, or itself.
 
     Raises:
         UserError: a file of embeddings cannot be read or has no such rows.
     """
-    reader = EmbeddingReader(samples, config.set)
+    reader = EmbeddingReader(together, config.set)
     cluster = _clusters(reader, ordered, config)
     places = np.argsort(cluster, kind="stable")  # by cluster, then by preference
     ends = np.flatnonzero(np.diff(cluster[places], append=-1)) + 1
@@ -180,6 +183,37 @@ def _gathered_together(ends: Places, row_bytes: int) -> Iterator[list[tuple[int,
 
 class EmbeddingReader:
     """Rows of a set's image embeddings, wherever they lie."""
+
+    def __init__(self, together: Together, name: str | None) -> None:
+        self._together = together
+        self._parts = [_PartReader(part, name) for part in together.parts]
+        self.dim = self._parts[0].dim
+
+    def read(self, rows: Places) -> Rows16:
+        """Embeddings of rows, [n, dim]; each shard's file is opened once."""
+        result = np.empty((len(rows), self.dim), np.float16)
+        places = self._together.part_of(rows)
+        for place in np.unique(places):
+            here = places == place
+            start = self._together.starts[place]
+            result[here] = self._parts[place].read(rows[here] - start)
+        return result
+
+    def hashes(self, rows: Places) -> Hashes:
+        """64 bits of BLAKE2b of each row's embedding, [n]."""
+        found = np.empty(len(rows), np.uint64)
+        with Progress("embeddings", total=len(rows), unit="rows") as bar:
+            for start in range(0, len(rows), _HASHED_AT_ONCE):
+                part = rows[start : start + _HASHED_AT_ONCE]
+                for place, row in enumerate(self.read(part), start):
+                    digest = hashlib.blake2b(row.tobytes(), digest_size=8).digest()
+                    found[place] = int.from_bytes(digest, "little")
+                bar.advance(len(part))
+        return found
+
+
+class _PartReader:
+    """The same for one DATASET."""
 
     def __init__(self, samples: Samples, name: str | None) -> None:
         self._samples = samples

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from base.errors import UserError
-from data_pipeline.commits import is_done
 from data_pipeline.curate.config import CurateConfig
 from data_pipeline.curate.duplicates import (
     Hashes,
@@ -21,9 +20,8 @@ from data_pipeline.curate.duplicates import (
     near_leaders,
     preferred,
 )
-from data_pipeline.curate.embeddings import embedding_leaders
+from data_pipeline.curate.embeddings import EmbeddingReader, embedding_leaders
 from data_pipeline.curate.groups import (
-    can_be_capped,
     falls_to_val,
     hex_words,
     hosts,
@@ -31,9 +29,8 @@ from data_pipeline.curate.groups import (
     sizes_of_groups,
     value_hashes,
 )
-from data_pipeline.curate.row_rules import RowRule, is_number, row_rules
-from data_pipeline.curate.samples import Samples, column_type
-from data_pipeline.schema.dataset import EMBEDDED, EMBEDDING_COLUMNS
+from data_pipeline.curate.row_rules import RowRule
+from data_pipeline.curate.together import Together
 from data_pipeline.schema.selection import RuleCount
 
 LEFT = 0  # in Verdict.rule: the row is kept
@@ -63,9 +60,9 @@ class Verdict:
             assert self.instead is not None
             self.instead[rows] = instead
 
-    def counts(self) -> tuple[RuleCount, ...]:
-        """The rules with what each dropped."""
-        dropped = np.bincount(self.rule, minlength=len(self.rules) + 1)
+    def counts(self, within: slice = slice(None)) -> tuple[RuleCount, ...]:
+        """The rules with what each dropped of some rows."""
+        dropped = np.bincount(self.rule[within], minlength=len(self.rules) + 1)
         return tuple(
             RuleCount(name, settings, int(dropped[place]))
             for place, (name, settings) in enumerate(self.rules, 1)
@@ -92,61 +89,12 @@ class Split:
     largest_group: int
 
 
-def require_possible(samples: Samples, config: CurateConfig) -> list[RowRule]:
-    """The rules on single rows, when everything that the config asks for can be done.
-
-    Raises:
-        UserError: a column, a set of embeddings, a pattern or a language is not what is expected.
-    """
-    rules = row_rules(config, samples.schema)
-    scored = [(f"thresholds.{column}", column) for column in config.thresholds]
-    if config.prefer is not None:
-        scored.append(("prefer", config.prefer))
-        kind = column_type(samples.schema, config.prefer, "prefer")
-        if not is_number(kind):
-            raise UserError(
-                f"prefer: got column {config.prefer!r} of type {kind}, expected one of numbers"
-            )
-    for place, column in scored:
-        if column in EMBEDDING_COLUMNS and samples.info.clip is None:
-            raise UserError(f"{place}: the DATASET has no embeddings; run `unclip data embed`")
-    for column in config.caps:
-        kind = column_type(samples.schema, column, f"caps.{column}")
-        if not can_be_capped(kind):
-            raise UserError(
-                f"caps.{column}: got a column of type {kind}, expected text, numbers or dates"
-            )
-    if config.embedding_duplicates is not None:
-        _require_embeddings(samples, config.embedding_duplicates.set)
-    return rules
-
-
-def _require_embeddings(samples: Samples, name: str | None) -> None:
-    if name is None:
-        if samples.info.clip is None:
-            raise UserError(
-                "embedding_duplicates: the DATASET has no embeddings; run `unclip data embed`"
-            )
-        return
-    folder = samples.root / "embeddings"
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if name not in there:
-        raise UserError(
-            f"embedding_duplicates.set: got {name!r}, expected one of embeddings/: "
-            f"{', '.join(there) or 'there is none'}"
-        )
-    if not all(is_done(samples.root, s, EMBEDDED, name) for s in range(samples.info.shards)):
-        raise UserError(
-            f"embedding_duplicates.set: {name!r} is not finished; run `unclip data embed` again"
-        )
-
-
-def apply_rules(samples: Samples, config: CurateConfig, rules: list[RowRule]) -> Verdict:
+def apply_rules(together: Together, config: CurateConfig, rules: list[RowRule]) -> Verdict:
     """What becomes of each row."""
     compares = config.exact_duplicates or config.phash_duplicates or config.embedding_duplicates
-    instead = np.full(samples.total, NOBODY, np.int64) if compares else None
-    verdict = Verdict(np.zeros(samples.total, np.uint16), instead)
-    columns = _judge_single_rows(samples, config, rules, verdict)
+    instead = np.full(together.total, NOBODY, np.int64) if compares else None
+    verdict = Verdict(np.zeros(together.total, np.uint16), instead)
+    columns = _judge_single_rows(together, config, rules, verdict)
 
     def ordered() -> Places:
         return preferred(verdict.left(), columns.prefer)
@@ -167,7 +115,7 @@ def apply_rules(samples: Samples, config: CurateConfig, rules: list[RowRule]) ->
         rows = ordered()
         verdict.begin("embedding_duplicates", config.embedding_duplicates.model_dump(mode="json"))
         if len(rows):
-            leader = embedding_leaders(samples, rows, config.embedding_duplicates)
+            leader = embedding_leaders(together, rows, config.embedding_duplicates)
             _drop_followers(verdict, rows, leader)
     for column, most in _caps(config).items():
         rows = ordered()
@@ -188,10 +136,10 @@ def _caps(config: CurateConfig) -> dict[str, int]:
 
 
 def _judge_single_rows(
-    samples: Samples, config: CurateConfig, rules: list[RowRule], verdict: Verdict
+    together: Together, config: CurateConfig, rules: list[RowRule], verdict: Verdict
 ) -> Columns:
     """Applies the rules on single rows and takes along what the others need."""
-    total, caps = samples.total, _caps(config)
+    total, caps = together.total, _caps(config)
     columns = Columns(sources={column: np.empty(total, np.uint64) for column in caps})
     names = [column for rule in rules for column in rule.columns]
     names += [column or "url" for column in caps]
@@ -206,12 +154,12 @@ def _judge_single_rows(
         names.append("phash")
 
     def work(first: int, table: pa.Table) -> list[Places]:
-        where = str(samples.metadata_file(first))
+        where = str(together.metadata_file(first))
         _take_along(columns, config, first, table, where)
         return _dropped_by(rules, first, table)
 
     dropped: list[list[Places]] = [[] for _ in rules]
-    for found in samples.scan("metadata", list(dict.fromkeys(names)), work) if names else ():
+    for found in together.scan("metadata", list(dict.fromkeys(names)), work) if names else ():
         for place, rows in enumerate(found):
             dropped[place].append(rows)
     for rule, parts in zip(rules, dropped, strict=True):
@@ -239,6 +187,7 @@ def _take_along(
         values = pc.cast(table[config.prefer], pa.float64(), safe=False)
         columns.prefer[part] = pc.fill_null(values, float("nan")).to_numpy()
     if columns.sha256 is not None:
+        _require_told(table["sha256"], where)
         columns.sha256[:, part] = hex_words(table["sha256"], 2, where)
     if columns.phash is not None:
         columns.phash[:, part] = hex_words(table["phash"], 1, where)
@@ -246,22 +195,26 @@ def _take_along(
         sources[part] = value_hashes(table[column] if column else hosts(table["url"]))
 
 
-def split_rows(samples: Samples, config: CurateConfig, kept: Places) -> Split:
-    """The two parts of what is kept.
+def _require_told(sha256: pa.ChunkedArray, where: str) -> None:
+    """Of published embeddings hashes are known where their source tells them."""
+    if pc.any(pc.equal(sha256, "")).as_py():
+        raise UserError(
+            f"exact_duplicates: {where} has rows without sha256, as the DATASET has no pictures "
+            "and the embeddings' source does not tell it; embedding_duplicates finds like ones"
+        )
+
+
+def split_rows(together: Together, config: CurateConfig, kept: Places) -> Split:
+    """The two parts of what is kept, by perceptual hashes; without pictures by equal embeddings.
 
     Raises:
         UserError: one of them would be empty.
     """
     assert config.split is not None
-    phash = np.empty(samples.total, np.uint64)
-
-    def work(first: int, table: pa.Table) -> None:
-        where = str(samples.metadata_file(first))
-        phash[first : first + table.num_rows] = hex_words(table["phash"], 1, where)[0]
-
-    for _ in samples.scan("split", ["phash"], work):
-        pass
-    groups = components(phash[kept], config.split.distance)
+    if together.has_pictures:
+        groups = components(_phashes(together)[kept], config.split.distance)
+    else:
+        groups = EmbeddingReader(together, None).hashes(kept)
     val = falls_to_val(groups, config.split.val, config.split.seed)
     sizes = sizes_of_groups(groups)
     if val.all() or not val.any():
@@ -271,3 +224,16 @@ def split_rows(samples: Samples, config: CurateConfig, kept: Places) -> Split:
             f"in {len(sizes)} groups of like pictures; expected another share or seed"
         )
     return Split(kept[~val], kept[val], len(sizes), int(sizes[0]))
+
+
+def _phashes(together: Together) -> Hashes:
+    """Of all rows, [n]."""
+    phash = np.empty(together.total, np.uint64)
+
+    def work(first: int, table: pa.Table) -> None:
+        where = str(together.metadata_file(first))
+        phash[first : first + table.num_rows] = hex_words(table["phash"], 1, where)[0]
+
+    for _ in together.scan("split", ["phash"], work):
+        pass
+    return phash

@@ -1,27 +1,30 @@
-"""From a DATASET and a config to a selection: files first, their record last."""
+"""From DATASETs and a config to a selection of each: files first, their record last."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from base.config import fingerprint
 from base.errors import NothingUsable, UserError
 from base.files import read_json, write_json
 from base.lease import Lease
 from data_pipeline.attempts import work_folder
 from data_pipeline.curate.config import CurateConfig
 from data_pipeline.curate.duplicates import Places
-from data_pipeline.curate.rules import Split, Verdict, apply_rules, require_possible, split_rows
-from data_pipeline.curate.samples import Samples, open_samples
+from data_pipeline.curate.possible import require_possible
+from data_pipeline.curate.rules import Split, Verdict, apply_rules, split_rows
+from data_pipeline.curate.together import Together, open_together
 from data_pipeline.curate.write import write_drops, write_selection
 from data_pipeline.schema.dataset import FileRecord, read_dataset
 from data_pipeline.schema.selection import (
     FOLDER,
     SELECTION_VERSION,
-    DatasetIdentity,
     RuleCount,
     SelectionInfo,
     check_selection_name,
@@ -56,38 +59,84 @@ def curate(
             name that was made otherwise (`replace` takes its place).
         NothingUsable: the rules leave no row.
     """
+    return curate_together([dataset], name, config, replace=replace)[0]
+
+
+def curate_together(
+    datasets: Sequence[Path],
+    name: str,
+    config: CurateConfig | None = None,
+    *,
+    replace: bool = False,
+) -> tuple[Curated, ...]:
+    """`curate` of several DATASETs as if they were one: each gets its rows of the selection.
+
+    Rows are compared in the order of the DATASETs; each must have a name of its own.
+    """
     settings = config or CurateConfig()
     check_selection_name(name)
-    read_dataset(dataset)
-    with Lease(dataset):
-        samples = open_samples(dataset)
-        identity = identify(samples.info, samples.commits)
-        there = _find(dataset, name, settings, identity, replace)
-        if there is not None:
-            return Curated(there, made=False)
-        rules = require_possible(samples, settings)
-        verdict = apply_rules(samples, settings, rules)
-        counts, kept = verdict.counts(), verdict.left()
-        if not len(kept):
-            most = max(counts, key=lambda count: count.dropped)
-            raise NothingUsable(
-                f"{dataset}: the rules leave none of {samples.total} rows; "
-                f"{most.rule} dropped {most.dropped}"
-            )
-        split = split_rows(samples, settings, kept) if settings.split else None
-        record = SelectionInfo(
+    for dataset in datasets:
+        read_dataset(dataset)
+    with ExitStack() as leases:
+        for dataset in datasets:
+            leases.enter_context(Lease(dataset))
+        together = open_together(datasets)
+        heads = _heads(together, name, settings)
+        there = [
+            _find(dataset, head, replace) for dataset, head in zip(datasets, heads, strict=True)
+        ]
+        found = [record for record in there if record is not None]
+        if len(found) == len(datasets):
+            return tuple(Curated(record, made=False) for record in found)
+        verdict, split = _judge(together, settings)
+        kept = verdict.left()
+        return tuple(
+            Curated(_write(together, place, head, verdict, kept, split), made=True)
+            for place, head in enumerate(heads)
+        )
+
+
+def _heads(together: Together, name: str, config: CurateConfig) -> list[SelectionInfo]:
+    """The records as far as they are known before the rules are applied."""
+    identities = [identify(part.info, part.commits) for part in together.parts]
+    judged = {
+        other: fingerprint([identity.plan_fingerprint, identity.tars_sha256])
+        for other, identity in zip(together.names, identities, strict=True)
+    }
+    return [
+        SelectionInfo(
             version=SELECTION_VERSION,
             name=name,
             part_of=None,
             dataset=identity,
-            config=settings.to_json(),
-            input=samples.total,
-            rules=counts,
-            kept=len(kept),
-            split=_split_record(name, split),
+            config=config.to_json(),
+            input=part.total,
+            rules=(),
+            kept=0,
+            split=None,
             files={},
+            together=judged if len(judged) > 1 else {},
         )
-        return Curated(_write(samples, record, verdict, kept, split), made=True)
+        for part, identity in zip(together.parts, identities, strict=True)
+    ]
+
+
+def _judge(together: Together, config: CurateConfig) -> tuple[Verdict, Split | None]:
+    """What becomes of each row, and the two sides of what is kept.
+
+    Raises:
+        NothingUsable: nothing is.
+    """
+    rules = require_possible(together, config)
+    verdict = apply_rules(together, config, rules)
+    kept = verdict.left()
+    if not len(kept):
+        most = max(verdict.counts(), key=lambda count: count.dropped)
+        raise NothingUsable(
+            f"{', '.join(str(part.root) for part in together.parts)}: the rules leave none of "
+            f"{together.total} rows; {most.rule} dropped {most.dropped}"
+        )
+    return verdict, split_rows(together, config, kept) if config.split else None
 
 
 def part_name(name: str, part: str) -> str:
@@ -95,18 +144,10 @@ def part_name(name: str, part: str) -> str:
     return f"{name}-{part}"
 
 
-def _split_record(name: str, split: Split | None) -> dict[str, Any] | None:
-    if split is None:
-        return None
-    rows = {part_name(name, part): len(getattr(split, part)) for part in PARTS}
-    return {"parts": rows, "groups": split.groups, "largest_group": split.largest_group}
-
-
-def _find(
-    root: Path, name: str, config: CurateConfig, identity: DatasetIdentity, replace: bool
-) -> SelectionInfo | None:
+def _find(root: Path, wanted: SelectionInfo, replace: bool) -> SelectionInfo | None:
     """The finished selection, if it is what is asked for; another one is refused, or replaced."""
-    for part in PARTS if config.split else ():
+    name = wanted.name
+    for part in PARTS if wanted.config["split"] else ():
         _require_own_part(root, name, part_name(name, part))
     path = record_path(root, name)
     if not path.is_file():
@@ -122,7 +163,7 @@ def _find(
             f"name: got {name!r}, which is a part of the selection {there.part_of!r}; "
             "expected another name"
         )
-    differing = _differing(there, config, identity)
+    differing = _differing(there, wanted)
     if not differing:
         return None if _is_damaged(root, there) else there
     if replace:
@@ -141,15 +182,17 @@ def _require_own_part(root: Path, name: str, part: str) -> None:
         )
 
 
-def _differing(there: SelectionInfo, config: CurateConfig, identity: DatasetIdentity) -> list[str]:
-    new = config.to_json()
-    fields = [field for field in new if there.config.get(field) != new[field]]
-    fields += [field for field in there.config if field not in new]
-    old = there.dataset
-    if (old.plan_fingerprint, old.tars_sha256) != (identity.plan_fingerprint, identity.tars_sha256):
+def _differing(there: SelectionInfo, wanted: SelectionInfo) -> list[str]:
+    """What the selection that is there was made of otherwise."""
+    fields = [field for field in wanted.config if there.config.get(field) != wanted.config[field]]
+    fields += [field for field in there.config if field not in wanted.config]
+    old, new = there.dataset, wanted.dataset
+    if (old.plan_fingerprint, old.tars_sha256) != (new.plan_fingerprint, new.tars_sha256):
         fields.append("DATASET")
-    elif old.clip is not None and old.clip != identity.clip:  # without one, no rule used it
+    elif old.clip is not None and old.clip != new.clip:  # without one, no rule used it
         fields.append("CLIP")
+    if list(there.together.items()) != list(wanted.together.items()):
+        fields.append("choice or order of DATASETs")
     return fields
 
 
@@ -163,48 +206,62 @@ def _is_damaged(root: Path, there: SelectionInfo) -> bool:
 
 
 def _write(
-    samples: Samples, record: SelectionInfo, verdict: Verdict, kept: Places, split: Split | None
+    together: Together,
+    place: int,
+    head: SelectionInfo,
+    verdict: Verdict,
+    kept: Places,
+    split: Split | None,
 ) -> SelectionInfo:
     """Writes everything aside, takes away what was there, gives the names, records last."""
-    root, name = samples.root, record.name
+    root, name = together.parts[place].root, head.name
+    within = together.within(place)
     with work_folder(root) as work:
-        files = {
-            drops_path(root, name): write_drops(work / f"{name}.drops.parquet", samples, verdict)
-        }
-        parts: list[SelectionInfo] = []
+        path = drops_path(root, name)
+        files = {path: write_drops(work / path.name, together, place, verdict)}
+        counts = {}
         for part in PARTS if split is not None else ():
-            rows = getattr(split, part)
             path = selection_path(root, part_name(name, part))
-            files[path] = write_selection(work / path.name, samples, rows)
-            parts.append(_part(record, part, len(rows), _relative(root, {path: files[path]})))
+            files[path] = write_selection(work / path.name, together, place, getattr(split, part))
+            counts[part_name(name, part)] = files[path].rows
         path = selection_path(root, name)
-        files[path] = write_selection(work / path.name, samples, kept)
-        whole = dataclasses.replace(record, files=_relative(root, files))
+        files[path] = write_selection(work / path.name, together, place, kept)
+        whole = dataclasses.replace(
+            head,
+            rules=verdict.counts(within),
+            kept=files[path].rows,
+            split=_split_record(counts, split),
+            files=_relative(root, files),
+        )
         _remove_records(root, name)
         (root / FOLDER).mkdir(exist_ok=True)
         for path in files:
             os.replace(work / path.name, path)
-        for selection in (*parts, whole):  # each is written with an fsync of the folder
+        for selection in (*_parts(whole), whole):  # each is written with an fsync of the folder
             write_json(record_path(root, selection.name), selection.to_json())
     return whole
 
 
-def _part(
-    whole: SelectionInfo, part: str, kept: int, files: dict[str, FileRecord]
-) -> SelectionInfo:
-    rule = RuleCount("split", whole.config["split"], whole.kept - kept)
-    return SelectionInfo(
-        version=whole.version,
-        name=part_name(whole.name, part),
-        part_of=whole.name,
-        dataset=whole.dataset,
-        config=whole.config,
-        input=whole.kept,
-        rules=(rule,),
-        kept=kept,
-        split=None,
-        files=files,
-    )
+def _split_record(counts: dict[str, int], split: Split | None) -> dict[str, Any] | None:
+    if split is None:
+        return None
+    return {"parts": counts, "groups": split.groups, "largest_group": split.largest_group}
+
+
+def _parts(whole: SelectionInfo) -> Iterator[SelectionInfo]:
+    """The records of a split selection's sides."""
+    for name, kept in (whole.split or {}).get("parts", {}).items():
+        path = selection_path(Path(), name).as_posix()
+        yield dataclasses.replace(
+            whole,
+            name=name,
+            part_of=whole.name,
+            input=whole.kept,
+            rules=(RuleCount("split", whole.config["split"], whole.kept - kept),),
+            kept=kept,
+            split=None,
+            files={path: whole.files[path]},
+        )
 
 
 def _relative(root: Path, files: dict[Path, FileRecord]) -> dict[str, FileRecord]:

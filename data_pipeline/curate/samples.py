@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from base.ahead import map_ahead
 from base.errors import NothingUsable, UserError
 from base.progress import Progress
 from data_pipeline.schema.dataset import (
@@ -30,6 +29,7 @@ from data_pipeline.schema.dataset import (
 
 T = TypeVar("T")
 
+_READ_AHEAD = 2  # shards a core that are read or wait to be taken
 _SIDES = ("original_width", "original_height")
 DERIVED = ("aspect", "min_side")  # of the source's picture; a column of that name goes before
 
@@ -72,11 +72,11 @@ class Samples:
         return np.where(known, first + within, -1)
 
     def scan(
-        self, name: str, columns: Sequence[str], work: Callable[[int, pa.Table], T]
+        self, whole: Progress, columns: Sequence[str], work: Callable[[int, pa.Table], T]
     ) -> Iterator[T]:
         """What `work(first_row, table)` gives for each shard with rows, in order.
 
-        A few shards are read at a time, on a thread each.
+        A few shards are read at a time, on a thread each. Rows are counted in `whole`.
         """
         shards = [commit.shard for commit in self.commits if commit.kept]
 
@@ -84,10 +84,10 @@ class Samples:
             first, end = self.shard_rows(shard)
             return end - first, work(first, self._read(shard, columns))
 
-        with Progress(name, total=self.total, unit="rows") as bar:
-            for count, result in _in_order(one, shards):
-                yield result
-                bar.advance(count)
+        threads = _READ_AHEAD * len(os.sched_getaffinity(0))
+        for count, result in map_ahead(one, shards, threads):
+            yield result
+            whole.advance(count)
 
     def _read(self, shard: int, columns: Sequence[str]) -> pa.Table:
         path = metadata_path(self.root, shard)
@@ -124,8 +124,6 @@ def open_samples(root: Path) -> Samples:
         if commit is None:
             raise UserError(f"{root}: shard {shard} has no commit; run `unclip data prepare` again")
         commits.append(commit)
-    starts = np.zeros(info.shards + 1, np.int64)
-    np.cumsum([commit.kept for commit in commits], out=starts[1:])
     full = next((commit.shard for commit in commits if commit.kept), None)
     if full is None:
         raise NothingUsable(f"{root}: has no rows")
@@ -134,6 +132,15 @@ def open_samples(root: Path) -> Samples:
         schema = pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    return end_to_end(root, info, commits, schema)
+
+
+def end_to_end(
+    root: Path, info: DatasetInfo, commits: Sequence[Commit], schema: pa.Schema
+) -> Samples:
+    """The rows that the commits tell of, one for each shard."""
+    starts = np.zeros(info.shards + 1, np.int64)
+    np.cumsum([commit.kept for commit in commits], out=starts[1:])
     return Samples(root, info, tuple(commits), starts, schema)
 
 
@@ -162,20 +169,3 @@ def _derive(table: pa.Table, name: str) -> pa.ChunkedArray:
         return least
     most = pc.max_element_wise(width, height)
     return pc.divide(pc.cast(most, pa.float64()), pc.cast(least, pa.float64()))
-
-
-def _in_order(work: Callable[[int], T], shards: Sequence[int]) -> Iterator[T]:
-    """Results in the order of `shards`; at most two a thread are under way or waiting."""
-    threads = len(os.sched_getaffinity(0))
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for shard in shards:
-                waiting.append(pool.submit(work, shard))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

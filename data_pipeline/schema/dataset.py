@@ -202,6 +202,11 @@ class DatasetInfo:
     plan_fingerprint: str
     clip: ClipInfo | None
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether it was made of pictures, not of published embeddings alone."""
+        return self.clip is None or not self.clip.published
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for dataset.json."""
         return asdict(self)
@@ -284,7 +289,7 @@ def read_commit(root: Place, shard: int, name: str | None = None) -> Commit | No
 
 def shard_sizes(root: Place, info: DatasetInfo) -> list[int]:
     """Samples in each shard, by shard id; 0 where nothing was kept."""
-    if info.clip is not None and info.clip.published:  # no tars, which is what sizes.json lists
+    if not info.has_pictures:  # no tars, which is what sizes.json lists
         commits = (read_commit(root, shard) for shard in range(info.shards))
         return [commit.kept if commit else 0 for commit in commits]
     sizes = _load(root / SIZES_FILE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ DROPS_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("rule", pa.string(), nullable=False),  # its place in the config
-        pa.field("kept_instead", pa.string()),  # of duplicates: the row that stayed at that rule
+        # of duplicates: the key that stayed at that rule; NAME/KEY in another DATASET
+        pa.field("kept_instead", pa.string()),
     ]
 )
 
@@ -101,10 +102,13 @@ class SelectionInfo:
     kept: int
     split: Mapping[str, Any] | None  # parts by name, and the groups that were kept together
     files: Mapping[str, FileRecord]
+    together: Mapping[str, str] = field(default_factory=dict)  # DATASETs judged as one, by name
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the record, with what tells whether it was changed."""
         data = asdict(self)
+        if not self.together:  # as for most: the DATASET was judged by itself
+            del data["together"]
         return {**data, "fingerprint": fingerprint(data)}
 
 

@@ -1,8 +1,9 @@
-"""One pass over a DATASET's metadata: sizes, captions, similarity, sources, duplicates."""
+"""One pass over the metadata of DATASETs: sizes, captions, similarity, sources, duplicates."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from base.errors import UserError
 from data_pipeline.curate.duplicates import Hashes, equal_leaders
 from data_pipeline.curate.groups import hex_words, hosts
 from data_pipeline.curate.row_rules import characters, words
-from data_pipeline.curate.samples import Samples, open_samples
+from data_pipeline.curate.samples import Samples
+from data_pipeline.curate.together import open_together
 from data_pipeline.schema.selection import read_selection, selected_keys, selection_path
 from data_pipeline.stats.tally import Tally
 from data_pipeline.status import status
@@ -41,23 +44,30 @@ _STEPS = {  # by quantity, in the order in which they are shown
 class Stats:
     """What was found. `lost` are rejected rows by reason, or with a selection drops by rule."""
 
-    dataset: str
+    datasets: tuple[str, ...]  # taken together as one
     selection: str | None
+    has_pictures: bool  # else what needs them is left out
     input: int
     rows: int
     quantities: dict[str, Tally]
-    same_sha256: int  # rows beyond the first with the same bytes
-    same_phash: int
+    same_sha256: int | None  # rows beyond the first with the same bytes; None: without pictures
+    same_phash: int | None
     domains: dict[str, int]  # the TOP first
     domain_count: int
     without_domain: int
     lost: dict[str, int]
 
+    @property
+    def name(self) -> str:
+        """The DATASETs' names in one."""
+        return ", ".join(self.datasets)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; histograms as pairs of value and count are left out."""
         return {
-            "dataset": self.dataset,
+            "dataset": self.name,
             "selection": self.selection,
+            "has_pictures": self.has_pictures,
             "input": self.input,
             "rows": self.rows,
             "quantities": {name: tally.summary() for name, tally in self.quantities.items()},
@@ -69,23 +79,30 @@ class Stats:
         }
 
 
-def collect(dataset: Path, selection: str | None = None) -> Stats:
-    """Reads the metadata of a finished DATASET, or of the rows of a selection.
+def collect(datasets: Sequence[Path], selection: str | None = None) -> Stats:
+    """Reads the metadata of finished DATASETs, or of the rows of a selection that each has.
 
-    Memory: 24 bytes a row, and about 100 a different host.
+    Where one has no pictures, what needs them is left out: sizes as stored and duplicates. Memory:
+    24 bytes a row, and about 100 a different host.
 
     Raises:
         UserError: no finished DATASET, no such selection, or files that cannot be read.
         NothingUsable: no rows.
     """
-    samples = open_samples(dataset)
+    together = open_together(datasets)
+    lost, chosen = Counter[str](), None
     if selection is None:
-        chosen, total, lost = None, samples.info.input, status(dataset).reasons
+        total = sum(info.input for info in together.infos)
+        for dataset in datasets:
+            lost.update(status(dataset).reasons)
     else:
-        record = read_selection(dataset, selection)
-        chosen, total = _mask(samples, selection), record.input
-        lost = {rule.rule: rule.dropped for rule in record.rules}
-    count = samples.total if chosen is None else int(chosen.sum())
+        records = [read_selection(dataset, selection) for dataset in datasets]
+        chosen = np.concatenate([_mask(samples, selection) for samples in together.parts])
+        total = sum(record.input for record in records)
+        for rule in (rule for record in records for rule in record.rules):
+            lost[rule.rule] += rule.dropped
+    count = together.total if chosen is None else int(chosen.sum())
+    has_pictures = together.has_pictures
     tallies = {name: Tally(step) for name, step in _STEPS.items()}
     sha256, phash = np.empty((2, count), np.uint64), np.empty((1, count), np.uint64)
     sources: Counter[str | None] = Counter()
@@ -93,46 +110,58 @@ def collect(dataset: Path, selection: str | None = None) -> Stats:
 
     def work(first: int, table: pa.Table) -> pa.Table:
         part = table if chosen is None else table.filter(chosen[first : first + table.num_rows])
-        return _measured(part, str(samples.metadata_file(first)))
+        return _measured(part, str(together.metadata_file(first)), has_pictures)
 
-    for table in samples.scan("stats", _COLUMNS, work):
+    for table in together.scan("stats", _COLUMNS, work):
         for name, tally in tallies.items():
-            tally.add(table[name].to_numpy())
+            if name in table.schema.names:
+                tally.add(table[name].to_numpy())
         here = slice(done, done + table.num_rows)
-        sha256[:, here] = [table["sha_high"].to_numpy(), table["sha_low"].to_numpy()]
-        phash[0, here] = table["phash"].to_numpy()
+        if has_pictures:
+            sha256[:, here] = [table["sha_high"].to_numpy(), table["sha_low"].to_numpy()]
+            phash[0, here] = table["phash"].to_numpy()
         for entry in table["host"].combine_chunks().value_counts().to_pylist():
             sources[entry["values"]] += entry["counts"]
         done = here.stop
     without = sources.pop(None, 0)
     named = sorted(((c, str(host)) for host, c in sources.items()), key=lambda e: (-e[0], e[1]))
     return Stats(
-        dataset=str(dataset),
+        datasets=tuple(map(str, datasets)),
         selection=selection,
+        has_pictures=has_pictures,
         input=total,
         rows=count,
         quantities={name: tally for name, tally in tallies.items() if tally.total},
-        same_sha256=_followers(sha256),
-        same_phash=_followers(phash),
+        same_sha256=_followers(sha256) if has_pictures else None,
+        same_phash=_followers(phash) if has_pictures else None,
         domains={host: rows for rows, host in named[:TOP]},
         domain_count=len(named),
         without_domain=without,
-        lost=lost,
+        lost=dict(lost.most_common()) if selection is None else dict(lost),
     )
 
 
-def _measured(table: pa.Table, where: str) -> pa.Table:
+def _measured(table: pa.Table, where: str, has_pictures: bool) -> pa.Table:
     """The quantities of rows, hashes as numbers, hosts."""
-    sha256, phash = hex_words(table["sha256"], 2, where), hex_words(table["phash"], 1, where)
-    plain = ("original_width", "original_height", "aspect", "width", "height", "similarity")
-    columns = {name: table[name] for name in plain}
-    columns |= {
+    columns = {
+        "aspect": table["aspect"],
+        "similarity": table["similarity"],
         "caption_chars": characters(table["caption"]),
         "caption_words": words(table["caption"]),
+        "host": hosts(table["url"]),
+    }
+    sides = ("original_width", "original_height")
+    if not has_pictures:  # 0 is a side that the source does not tell
+        for side in sides:
+            known = pc.cast(table[side], pa.float64())
+            columns[side] = pc.if_else(pc.equal(known, 0), float("nan"), known)
+        return pa.table(columns)
+    sha256, phash = hex_words(table["sha256"], 2, where), hex_words(table["phash"], 1, where)
+    columns |= {name: table[name] for name in (*sides, "width", "height")}
+    columns |= {
         "sha_high": pa.array(sha256[0]),
         "sha_low": pa.array(sha256[1]),
         "phash": pa.array(phash[0]),
-        "host": hosts(table["url"]),
     }
     return pa.table(columns)
 

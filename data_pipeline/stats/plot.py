@@ -70,13 +70,15 @@ def draw(stats: Stats, path: Path) -> None:
 
 
 def _title(stats: Stats) -> str:
-    name = Path(stats.dataset).name
+    name = ", ".join(Path(dataset).name for dataset in stats.datasets)
     name += "" if stats.selection is None else f", selection {stats.selection}"
     alike = {_NAMES[n]: f"{t.values[0]:g}" for n, t in stats.quantities.items() if _is_one(t)}
     told = ", ".join(f"{name} {value}" for name, value in alike.items())
-    return (
-        f"{name}: {stats.rows:,} of {stats.input:,} rows; same bytes {stats.same_sha256:,}, "
-        f"same perceptual hash {stats.same_phash:,}" + (f"\nof all: {told}" if told else "")
+    same = "no pictures"
+    if stats.has_pictures:
+        same = f"same bytes {stats.same_sha256:,}, same perceptual hash {stats.same_phash:,}"
+    return f"{name}: {stats.rows:,} of {stats.input:,} rows; {same}" + (
+        f"\nof all: {told}" if told else ""
     )
 
 
@@ -89,8 +91,8 @@ def _panels(stats: Stats) -> list[Callable[[Any], None]]:
     """What can be drawn of these statistics, each on axes of its own."""
     found, panels = stats.quantities, list[Callable[[Any], None]]()
     for title, prefix in (("source pictures", "original_"), ("stored pictures", "")):
-        width, height = found[f"{prefix}width"], found[f"{prefix}height"]
-        if not _is_one(width, height):
+        width, height = found.get(f"{prefix}width"), found.get(f"{prefix}height")
+        if width is not None and height is not None and not _is_one(width, height):
             panels.append(partial(_sizes, title, width, height))
     for name, (title, unit) in _HISTOGRAMS.items():
         if name in found and not _is_one(found[name]):

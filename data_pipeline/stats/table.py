@@ -18,13 +18,16 @@ def print_stats(stats: Stats) -> None:
     """Prints quantities, duplicates, sources and what was lost."""
     terminal = sys.stdout.isatty()
     console = Console(width=None if terminal else _WIDTH, highlight=False, markup=False)
-    name = stats.dataset if stats.selection is None else f"{stats.dataset}, {stats.selection}"
+    name = stats.name if stats.selection is None else f"{stats.name}, {stats.selection}"
     console.print(f"{name}: {stats.rows} of {stats.input} rows", soft_wrap=True)
     console.print()
     console.print(_quantities(stats))
     console.print()
-    console.print(f"same bytes as an earlier row            {stats.same_sha256}")
-    console.print(f"same perceptual hash as an earlier row  {stats.same_phash}")
+    if stats.has_pictures:
+        console.print(f"same bytes as an earlier row            {stats.same_sha256}")
+        console.print(f"same perceptual hash as an earlier row  {stats.same_phash}")
+    else:
+        console.print("embeddings without pictures: no stored sizes, no duplicates by hash")
     if stats.domain_count:
         most = dict(list(stats.domains.items())[:_SHOWN])
         console.print()

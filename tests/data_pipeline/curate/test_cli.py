@@ -124,7 +124,7 @@ def test_curating_loads_no_torch_and_no_ray(dataset: Path) -> None:
         "assert not {'numpy', 'pyarrow', 'faiss'} & set(sys.modules);"
         "from data_pipeline.curate.run import curate;"
         "from data_pipeline.stats.collect import collect;"
-        f"curate(Path({str(dataset)!r}), 'a'); collect(Path({str(dataset)!r}), 'a');"
+        f"curate(Path({str(dataset)!r}), 'a'); collect([Path({str(dataset)!r})], 'a');"
         "assert not {'torch', 'ray', 'faiss'} & set(sys.modules), sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

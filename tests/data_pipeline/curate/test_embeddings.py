@@ -17,7 +17,7 @@ from data_pipeline.curate import embeddings
 from data_pipeline.curate.config import CurateConfig, EmbeddingConfig
 from data_pipeline.curate.duplicates import preferred
 from data_pipeline.curate.embeddings import EmbeddingReader, embedding_leaders, greedy_cosine
-from data_pipeline.curate.samples import open_samples
+from data_pipeline.curate.together import open_together
 from data_pipeline.schema.dataset import img_emb_path
 
 Rows16 = npt.NDArray[np.float16]
@@ -61,11 +61,11 @@ def test_a_cosine_at_the_bound_itself_is_not_above_it() -> None:
 @pytest.mark.parametrize("name", [None, "second"])
 @pytest.mark.parametrize("prefer", [False, True])
 def test_of_a_dataset_s_rows_in_one_cluster(made: Path, name: str | None, prefer: bool) -> None:
-    samples = open_samples(made)
+    samples = open_together([made])
     values = np.random.default_rng(0).normal(size=samples.total) if prefer else None
     ordered = preferred(np.arange(1, samples.total, dtype=np.int64), values)
     vectors = np.concatenate(
-        [np.load(img_emb_path(made, c.shard, name)) for c in samples.commits if c.kept]
+        [np.load(img_emb_path(made, c.shard, name)) for c in samples.parts[0].commits if c.kept]
     )[ordered]
     for eps in (0.0001, 0.001, 0.01):
         config = EmbeddingConfig(eps=eps, set=name)
@@ -74,7 +74,7 @@ def test_of_a_dataset_s_rows_in_one_cluster(made: Path, name: str | None, prefer
 
 
 def test_clusters_only_hide_duplicates_from_each_other(made: Path) -> None:
-    samples = open_samples(made)
+    samples = open_together([made])
     ordered = np.arange(samples.total, dtype=np.int64)
     vectors = EmbeddingReader(samples, None).read(ordered)
     found = embedding_leaders(samples, ordered, EmbeddingConfig(eps=0.001, clusters=5))
@@ -88,7 +88,7 @@ def test_clusters_only_hide_duplicates_from_each_other(made: Path) -> None:
 
 
 def test_more_clusters_than_rows_are_refused(made: Path) -> None:
-    samples = open_samples(made)
+    samples = open_together([made])
     ordered = np.arange(samples.total, dtype=np.int64)
     with pytest.raises(UserError, match=r"clusters: got 41, expected at most 40"):
         embedding_leaders(samples, ordered, EmbeddingConfig(clusters=41))
@@ -99,7 +99,7 @@ def test_damaged_embeddings_are_told(dataset: Path) -> None:
     rows = np.load(path)
     rows[3] = np.nan
     np.save(path, rows)
-    samples = open_samples(dataset)
+    samples = open_together([dataset])
     with pytest.raises(UserError, match="zero or not finite"):
         embedding_leaders(samples, np.arange(samples.total), EmbeddingConfig())
     np.save(path, rows[:-1])

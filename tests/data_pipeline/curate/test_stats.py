@@ -71,7 +71,7 @@ def rows_of(dataset: Path) -> list[dict[str, Any]]:
 
 
 def test_of_a_dataset_against_plain_counting(made: Path) -> None:
-    found, rows = collect(made), rows_of(made)
+    found, rows = collect([made]), rows_of(made)
     assert (found.input, found.rows) == (56, 40)
     assert found.lost == {"not_an_image": 16}
     lengths = [len(row["caption"]) for row in rows]
@@ -94,21 +94,21 @@ def test_of_a_selection(dataset: Path) -> None:
     rules = {"captions": {"min_words": 3}, "exact_duplicates": True, "split": {"val": 0.3}}
     curate(dataset, "some", parse_config(rules, CurateConfig, "test"))
     kept = pq.read_table(dataset / "selections" / "some.parquet")["key"].to_pylist()
-    found = collect(dataset, "some")
+    found = collect([dataset], "some")
     rows = [row for row in rows_of(dataset) if row["key"] in kept]
     assert (found.input, found.rows, found.same_sha256) == (40, len(rows), 0)
     assert found.quantities["caption_words"].quantile(0) >= 3
     assert sum(found.lost.values()) == 40 - len(rows)
     assert found.to_json()["dropped"] == found.lost
-    part = collect(dataset, "some-val")
+    part = collect([dataset], "some-val")
     assert part.input == found.rows
     assert part.lost == {"split": found.rows - part.rows}
     with pytest.raises(
         UserError, match=r"selection: got 'sme', expected one of .*: some, some-train"
     ):
-        collect(dataset, "sme")
+        collect([dataset], "sme")
     with pytest.raises(UserError, match=r"name: got '\.\./x'"):
-        collect(dataset, "../x")
+        collect([dataset], "../x")
 
 
 def test_a_selection_that_was_changed_is_not_read(dataset: Path) -> None:
@@ -117,20 +117,20 @@ def test_a_selection_that_was_changed_is_not_read(dataset: Path) -> None:
     data = json.loads(record.read_text())
     record.write_text(json.dumps({**data, "kept": 39}))
     with pytest.raises(UserError, match=r"a.json: was changed after it was written"):
-        collect(dataset, "a")
+        collect([dataset], "a")
     record.write_text(json.dumps({**data, "version": 2}))
     with pytest.raises(UserError, match="version: got 2, expected 1"):
-        collect(dataset, "a")
+        collect([dataset], "a")
     record.write_text(json.dumps(data))
     (dataset / "selections" / "a.parquet").write_bytes(b"x")
     with pytest.raises(UserError, match=r"a.parquet: cannot be read"):
-        collect(dataset, "a")
+        collect([dataset], "a")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_the_figure_has_the_format_of_its_name(made: Path, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / "new" / f"figure{suffix}"
-    found = collect(made)
+    found = collect([made])
     draw(found, path)
     data = path.read_bytes()
     draw(found, path)
@@ -150,7 +150,7 @@ def test_a_figure_of_what_is_all_the_same(made: Path, tmp_path: Path) -> None:
     """One row: there is nothing to make a histogram of."""
     from dataclasses import replace
 
-    found = collect(made)
+    found = collect([made])
     one = {name: Tally(tally.step) for name, tally in found.quantities.items()}
     for tally in one.values():
         tally.add(np.ones(1))

@@ -1,0 +1,146 @@
+"""Several DATASETs curated as one: the same rows are kept as of one that holds them all."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from curated import CONFIGS, EVERYTHING, PREPARE, config, drops, keys, rows_of
+from hypothesis import given, settings
+
+from base.errors import UserError
+from data_pipeline.curate.possible import require_possible
+from data_pipeline.curate.rules import apply_rules, split_rows
+from data_pipeline.curate.run import curate_together
+from data_pipeline.curate.together import open_together
+from data_pipeline.embed import embed
+from data_pipeline.pipeline import prepare, prepare_parts
+from data_pipeline.schema.selection import record_path
+from data_pipeline.stats.collect import collect
+from data_pipeline.verify import verify
+
+
+@pytest.fixture(scope="module")
+def made_parts(
+    tmp_path_factory: pytest.TempPathFactory,
+    ray_cluster: None,
+    picture_bytes: Callable[..., bytes],
+) -> list[Path]:
+    """The rows of `made`, in two DATASETs; shared, so use `parts` to write."""
+    folder = tmp_path_factory.mktemp("parts")
+    pq.write_table(pa.Table.from_pylist(rows_of(picture_bytes)), folder / "in.parquet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_pipeline.plan.MAX_SHARDS", 3)
+        made = prepare_parts([folder / "in.parquet"], folder / "out", "random:0", PREPARE)
+        found = [Path(str(place)) for place, _ in made]
+    assert [path.name for path in found] == ["out-000", "out-001"]
+    return found
+
+
+@pytest.fixture
+def parts(made_parts: list[Path], tmp_path: Path) -> list[Path]:
+    """Copies of them."""
+    return [Path(shutil.copytree(part, tmp_path / part.name)) for part in made_parts]
+
+
+def rows(dataset: Path) -> dict[str, int]:
+    """Positions in the whole input, by key."""
+    tables = [pq.read_table(path) for path in sorted((dataset / "metadata").iterdir())]
+    table = pa.concat_tables(tables)
+    return dict(zip(table["key"].to_pylist(), table["row"].to_pylist(), strict=True))
+
+
+@settings(max_examples=25)
+@given(CONFIGS)
+def test_two_parts_keep_what_one_dataset_keeps(
+    made: Path, made_parts: list[Path], rules: dict[str, Any]
+) -> None:
+    wanted = config(**rules, split={"val": 0.4, "distance": 2})
+    found = []
+    for datasets in ([made], made_parts):
+        together = open_together(datasets)
+        verdict = apply_rules(together, wanted, require_possible(together, wanted))
+        kept = verdict.left()
+        sides: list[Any] = []
+        if len(kept) > 20:  # else a side may be empty
+            split = split_rows(together, wanted, kept)
+            sides = [split.train.tolist(), split.val.tolist(), split.groups]
+        instead = None if verdict.instead is None else verdict.instead.tolist()
+        found.append((kept.tolist(), verdict.counts(), instead, sides))
+    assert found[0] == found[1]
+
+
+def test_each_part_gets_its_rows_and_the_account_sums_to_all(
+    dataset: Path, parts: list[Path]
+) -> None:
+    whole = curate_together([dataset], "all", config(**EVERYTHING))[0].selection
+    done = [each.selection for each in curate_together(parts, "all", config(**EVERYTHING))]
+    assert sum(each.input for each in done) == whole.input == 40
+    assert sum(each.kept for each in done) == whole.kept
+    for counts in zip(whole.rules, *(each.rules for each in done), strict=True):
+        assert counts[0].dropped == sum(count.dropped for count in counts[1:])
+    of_all = rows(dataset)
+    for name in ("all", "all-train", "all-val"):
+        expected = sorted(of_all[key] for key in keys(dataset, name))
+        assert expected == sorted(rows(p)[key] for p in parts for key in keys(p, name))
+    there = {part.name: rows(part) for part in parts}
+    instead = {}
+    for part in parts:
+        for key, (rule, other) in drops(part, "all").items():
+            name, _, number = (other or "").rpartition("/")
+            stays = there[name or part.name][number] if other else None
+            instead[there[part.name][key]] = (rule, stays)
+    assert instead == {
+        of_all[key]: (rule, of_all[other] if other else None)
+        for key, (rule, other) in drops(dataset, "all").items()
+    }
+    assert any("/" in (other or "") for p in parts for _, other in drops(p, "all").values())
+    for part in parts:
+        assert verify(part).problems == ()
+    assert not any(each.made for each in curate_together(parts, "all", config(**EVERYTHING)))
+    with pytest.raises(UserError, match=r"made with another choice or order of DATASETs.*--repl"):
+        curate_together(parts[:1], "all", config(**EVERYTHING))
+
+
+def test_a_part_that_lacks_its_selection_is_made_anew(parts: list[Path]) -> None:
+    rules = config(exact_duplicates=True)
+    curate_together(parts, "again", rules)
+    before = [record_path(part, "again").read_bytes() for part in parts]
+    record_path(parts[1], "again").unlink()
+    assert all(each.made for each in curate_together(parts, "again", rules))
+    assert [record_path(part, "again").read_bytes() for part in parts] == before
+    assert set(json.loads(before[0])["together"]) == {"out-000", "out-001"}
+
+
+def test_statistics_of_two_parts_are_those_of_one(made: Path, made_parts: list[Path]) -> None:
+    one, two = collect([made]), collect(made_parts)
+    assert {**one.to_json(), "dataset": ""} == {**two.to_json(), "dataset": ""}
+    assert (one.same_sha256 or 0) > sum(collect([part]).same_sha256 or 0 for part in made_parts)
+
+
+def test_what_cannot_be_compared_is_refused(
+    parts: list[Path],
+    tmp_path: Path,
+    picture_bytes: Callable[..., bytes],
+) -> None:
+    with pytest.raises(UserError, match="two folders named 'out-000'"):
+        open_together([parts[0], parts[0]])
+    other = [{**row, "score": str(i)} for i, row in enumerate(rows_of(picture_bytes)[:4])]
+    pq.write_table(pa.Table.from_pylist(other), tmp_path / "in.parquet")
+    prepare([tmp_path / "in.parquet"], tmp_path / "other", "none", PREPARE)
+    mixed = [parts[0], tmp_path / "other"]
+    with pytest.raises(UserError, match=r"prefer: got a column of type string in .*/other, expect"):
+        curate_together(mixed, "a", config(prefer="score"))
+    with pytest.raises(UserError, match=r"embedding_duplicates: .*/other has no embeddings"):
+        curate_together(mixed, "a", config(embedding_duplicates={}))
+    embed(tmp_path / "other", "random:1")
+    with pytest.raises(UserError, match=r"other has embeddings of random random:1, expected those"):
+        curate_together(mixed, "a", config(embedding_duplicates={}))
+    assert not (tmp_path / "other" / "selections").exists()
+    kept = [each.selection.kept for each in curate_together(mixed, "a", config(domain_cap=1))]
+    assert np.sum(kept) == 3 + 3  # hosts, and rows without one
