@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ import pyarrow as pa
 import simplejpeg
 from PIL import Image
 
-from base.places import Place
 from data_pipeline.embed import CLIP_NOTE
 from data_pipeline.features import cosine
-from data_pipeline.parquet import read_table
+from data_pipeline.problems import Problems
 from data_pipeline.schema.dataset import (
     EMBEDDING_COLUMNS,
     MAX_EMBEDDING_NORM_ERROR,
@@ -37,32 +36,17 @@ from data_pipeline.schema.dataset import (
     tar_path,
     text_emb_path,
 )
+from data_pipeline.shard_files import ShardFiles
 from data_pipeline.shards import read_note, ustar_header
 
 _END = b"\0" * 1024
 _SIMILARITY_ERROR = 1e-6
 
 
-@dataclass
-class Problems:
-    """What is wrong, each a line that begins with the file."""
-
-    found: list[str] = field(default_factory=list)
-
-    def add(self, where: object, what: str) -> None:
-        """Records a problem."""
-        self.found.append(f"{where}: {what}")
-
-    def expect(self, where: object, what: str, got: object, expected: object) -> None:
-        """Records a problem when two values differ."""
-        if got != expected:
-            self.add(where, f"{what}: got {got}, expected {expected}")
-
-
-def check_rejected(root: Place, commit: Commit, problems: Problems) -> list[int]:
+def check_rejected(files: ShardFiles, commit: Commit, problems: Problems) -> list[int]:
     """The rejected rows' positions in the input."""
     path = rejected_path(Path(), commit.shard)
-    table = read_table(root / path)
+    table = files.table(path)
     if not table.schema.equals(REJECTED_SCHEMA):
         problems.add(path, "has other columns than the contract")
     problems.expect(path, "rows", table.num_rows, commit.rejected)
@@ -95,30 +79,32 @@ def check_metadata(
     return rows
 
 
-def check_tar(root: Place, commit: Commit, table: pa.Table, problems: Problems) -> None:
+def check_tar(files: ShardFiles, commit: Commit, table: pa.Table, problems: Problems) -> None:
     """Headers as we write them, members in order, where metadata says, with what it says."""
     path = tar_path(Path(), commit.shard)
-    data = (root / path).read_bytes()
-    place = 0
-    for row in table.to_pylist():
-        for suffix in ("jpg", "txt", "json"):
-            offset, length = row[f"{suffix}_offset"], row[f"{suffix}_length"]
-            name = f"{row['key']}.{suffix}"
-            header = ustar_header(name, length)
-            if offset != place + len(header) or data[place:offset] != header:
-                problems.add(path, f"{name}: its header or offset is not as promised")
-                return
-            place = offset + length + -length % 512
-            if any(data[offset + length : place]):
-                problems.add(path, f"{name}: bytes after its end")
-        problem = _sample_problem(data, row)
-        if problem:
-            problems.add(path, f"{row['key']}: {problem}")
-    if data[place:] != _END:
-        problems.add(path, "does not end with two zero blocks after the last sample")
+    with files.stream(path) as tar:
+        place = 0
+        for row in table.to_pylist():
+            members = {}
+            for suffix in ("jpg", "txt", "json"):
+                offset, length = row[f"{suffix}_offset"], row[f"{suffix}_length"]
+                name = f"{row['key']}.{suffix}"
+                header = ustar_header(name, length)
+                if offset != place + len(header) or tar.read(len(header)) != header:
+                    problems.add(path, f"{name}: its header or offset is not as promised")
+                    return
+                members[suffix] = tar.read(length)
+                if any(tar.read(-length % 512)):
+                    problems.add(path, f"{name}: bytes after its end")
+                place = offset + length + -length % 512
+            problem = _sample_problem(members, row)
+            if problem:
+                problems.add(path, f"{row['key']}: {problem}")
+        if tar.read(len(_END) + 1) != _END:
+            problems.add(path, "does not end with two zero blocks after the last sample")
 
 
-def check_no_tar(root: Place, commit: Commit, table: pa.Table, problems: Problems) -> None:
+def check_no_tar(files: ShardFiles, commit: Commit, table: pa.Table, problems: Problems) -> None:
     """Of published embeddings: metadata claims no picture, and captions are what they seem."""
     path = metadata_path(Path(), commit.shard)
     places = [name for name in METADATA_SCHEMA.names if name.endswith(("_offset", "_length"))]
@@ -132,20 +118,15 @@ def check_no_tar(root: Place, commit: Commit, table: pa.Table, problems: Problem
             problems.add(path, "the caption is not the first of the captions")
 
 
-def _sample_problem(data: bytes, row: dict[str, Any]) -> str | None:
+def _sample_problem(members: dict[str, bytes], row: dict[str, Any]) -> str | None:
     """What is wrong with one sample's members, or None."""
-
-    def member(suffix: str) -> bytes:
-        offset = row[f"{suffix}_offset"]
-        return data[offset : offset + row[f"{suffix}_length"]]
-
-    if member("txt").decode() != row["caption"] or row["captions"][:1] != [row["caption"]]:
+    if members["txt"].decode() != row["caption"] or row["captions"][:1] != [row["caption"]]:
         return "the caption of .txt, metadata and captions differ"
-    extra = json.loads(member("json"))
+    extra = json.loads(members["json"])
     for name in ("key", "row", "source_key", "url", "caption", "captions", "sha256", "phash"):
         if extra.get(name) != row[name]:
             return f"{name} of .json and metadata differ"
-    return _picture_problem(member("jpg"), row["width"], row["height"])
+    return _picture_problem(members["jpg"], row["width"], row["height"])
 
 
 def _picture_problem(jpeg: bytes, width: int, height: int) -> str | None:
@@ -162,7 +143,7 @@ def _picture_problem(jpeg: bytes, width: int, height: int) -> str | None:
 
 
 def check_embeddings(
-    root: Place,
+    files: ShardFiles,
     commit: Commit,
     table: pa.Table,
     info: DatasetInfo,
@@ -171,7 +152,7 @@ def check_embeddings(
 ) -> None:
     """Format, counts, norms; for the first set also what metadata says of them."""
     shard = commit.shard
-    clip = info.clip if name is None else _further_clip(root, name)
+    clip = info.clip if name is None else _further_clip(files, name)
     if clip is None:
         return
     rows = {}
@@ -182,7 +163,7 @@ def check_embeddings(
         kinds, columns = kinds[:1], columns[:1]
     for kind, make in kinds:
         path = make(Path(), shard, name)
-        rows[kind] = _load_rows(root / path, path, (commit.kept, clip.dim), problems)
+        rows[kind] = _load_rows(files.opened(path), path, (commit.kept, clip.dim), problems)
     if name is not None or any(found is None for found in rows.values()):
         return
     path = metadata_path(Path(), shard)
@@ -204,22 +185,21 @@ def _check_no_texts(table: pa.Table, commit: Commit, problems: Problems) -> None
             problems.add(path, f"{name} is told of embeddings that are not there")
 
 
-def _further_clip(root: Place, name: str) -> ClipInfo:
-    return clip_from_json(json.loads(clip_path(root, name).read_text()))
+def _further_clip(files: ShardFiles, name: str) -> ClipInfo:
+    return clip_from_json(json.loads(files.read(clip_path(Path(), name))))
 
 
 def _load_rows(
-    file: Place, path: Path, shape: tuple[int, int], problems: Problems
+    file: io.BytesIO, path: Path, shape: tuple[int, int], problems: Problems
 ) -> npt.NDArray[np.float16] | None:
-    with file.open("rb") as opened:
-        version = np.lib.format.read_magic(opened)
-        found, fortran, dtype = np.lib.format.read_array_header_1_0(opened)
-        if (version, fortran, dtype) != ((1, 0), False, np.dtype("<f2")) or found != shape:
-            got = f"npy {version} {dtype} {found}"
-            problems.add(path, f"got {got}, expected (1, 0) float16 {shape}")
-            return None
-        opened.seek(0)
-        rows: npt.NDArray[np.float16] = np.load(opened, allow_pickle=False)
+    version = np.lib.format.read_magic(file)
+    found, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if (version, fortran, dtype) != ((1, 0), False, np.dtype("<f2")) or found != shape:
+        got = f"npy {version} {dtype} {found}"
+        problems.add(path, f"got {got}, expected (1, 0) float16 {shape}")
+        return None
+    file.seek(0)
+    rows: npt.NDArray[np.float16] = np.load(file, allow_pickle=False)
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     worst = float(np.abs(norms - 1).max(initial=0.0))
     if not worst <= MAX_EMBEDDING_NORM_ERROR:

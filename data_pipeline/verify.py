@@ -5,30 +5,33 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from base.errors import UserError
-from base.files import sha256_file
 from base.places import Place, children, files_below
 from base.progress import Progress
+from base.scratch import scratch_folder
 from base.store_errors import StoreError
 from data_pipeline.check_selections import check_selections
 from data_pipeline.check_shard import (
-    Problems,
     check_embeddings,
     check_metadata,
     check_no_tar,
     check_rejected,
     check_tar,
 )
-from data_pipeline.curate.samples import open_samples
-from data_pipeline.parquet import read_table
+from data_pipeline.curate.samples import end_to_end
 from data_pipeline.plan import first_row, plan_fingerprint, planned_rows, read_config
+from data_pipeline.problems import Problems
 from data_pipeline.schema.dataset import (
     CONFIG_FILE,
     DATASET_FILE,
@@ -47,7 +50,10 @@ from data_pipeline.schema.dataset import (
     rejected_path,
     shard_name,
 )
+from data_pipeline.schema.selection import FOLDER
+from data_pipeline.shard_files import ShardFiles
 
+_COPIED_AT_ONCE = 1 << 20
 _FOLDERS = ("plan", "shards", "img_emb", "text_emb", "metadata", "rejected", "commits")
 _OURS_TOO = ("selections", "embeddings", "index")  # later additions to a DATASET
 
@@ -110,9 +116,7 @@ def verify(dataset: Place) -> VerifyReport:
     every = [*commits, *(commit for result in results for commit in result.further)]
     files = {path: record for commit in every for path, record in commit.files.items()}
     _check_nothing_else(dataset, info, set(files), names, problems)
-    if isinstance(dataset, Path) and (dataset / "selections").is_dir():
-        local = dataset  # curation works on local folders alone
-        _guarded(problems, "selections", lambda: check_selections(open_samples(local), problems))
+    _guarded(problems, FOLDER, lambda: _check_selections(dataset, info, commits, problems))
     return VerifyReport(
         dataset=str(dataset),
         shards=info.shards,
@@ -122,6 +126,33 @@ def verify(dataset: Place) -> VerifyReport:
         embeddings=tuple(name or "" for name in names),
         problems=tuple(problems.found),
     )
+
+
+def _check_selections(
+    dataset: Place, info: DatasetInfo, commits: list[Commit], problems: Problems
+) -> None:
+    if not (dataset / FOLDER).is_dir():
+        return
+    if len(commits) < info.shards:
+        problems.add(FOLDER, "cannot be checked while commits are missing")
+        return
+    with _local(dataset, FOLDER) as root:
+        check_selections(end_to_end(root, info, commits, pa.schema([])), problems)
+
+
+@contextmanager
+def _local(root: Place, folder: str) -> Iterator[Path]:
+    """A local root that holds the folder: a copy of what a store has."""
+    if isinstance(root, Path):
+        yield root
+        return
+    with scratch_folder() as scratch:
+        for path in files_below(root / folder):
+            target = scratch / folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with (root / folder / path).open("rb") as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy, _COPIED_AT_ONCE)
+        yield scratch
 
 
 def _guarded(problems: Problems, what: str, action: Callable[[], Any]) -> Any:
@@ -141,6 +172,7 @@ def _check_shard(
 ) -> _ShardResult:
     result = _ShardResult()
     problems = result.problems
+    files = ShardFiles(root, problems)
     for name in [None, *[name for name in names if name is not None]]:
         path = commit_path(Path(), shard, name)
         commit = _guarded(problems, str(path), partial(read_commit, root, shard, name))
@@ -148,13 +180,15 @@ def _check_shard(
             problems.add(path, "missing or unreadable")
             continue
         _check_commit(root, path, commit, shard, problems)
+        files.expect(commit.files)
         if name is None:
             result.commit = commit
         else:
             result.further.append(commit)
     commits = [result.commit, *result.further] if result.commit is not None else []
     if commits and all((root / name).is_file() for c in commits for name in c.files):
-        _check_content(root, info, commits[0], first_row, names, problems)
+        _check_content(files, info, commits[0], first_row, names, problems)
+    files.read_rest()
     return result
 
 
@@ -164,14 +198,6 @@ def _check_commit(root: Place, path: Path, commit: Commit, shard: int, problems:
     if commit.stage not in (PIXELS, EMBEDDED):
         problems.add(path, f"stage: got {commit.stage!r}")
     _expect_canonical(root / path, commit.to_json(), problems, path)
-    for name, record in commit.files.items():
-        file = root / name
-        if not file.is_file():
-            problems.add(name, "is missing")
-        elif file.stat().st_size != record.bytes:
-            problems.expect(name, "bytes", file.stat().st_size, record.bytes)
-        elif sha256_file(file) != record.sha256:
-            problems.add(name, "its SHA-256 is not the committed one")
 
 
 def _expect_canonical(file: Place, value: Any, problems: Problems, shown: object) -> None:
@@ -181,7 +207,7 @@ def _expect_canonical(file: Place, value: Any, problems: Problems, shown: object
 
 
 def _check_content(
-    root: Place,
+    files: ShardFiles,
     info: DatasetInfo,
     commit: Commit,
     first_row: int,
@@ -196,21 +222,21 @@ def _check_content(
     rejected = _guarded(
         problems,
         str(rejected_path(Path(), shard)),
-        lambda: check_rejected(root, commit, problems),
+        lambda: check_rejected(files, commit, problems),
     )
     kept: list[int] | None = []
     if commit.kept:
         where = str(metadata_path(Path(), shard))
-        table = _guarded(problems, where, lambda: read_table(root / where))
+        table = _guarded(problems, where, lambda: files.table(Path(where)))
         if table is None:
             return
         kept = _guarded(problems, where, lambda: check_metadata(table, commit, info, problems))
         where = f"shards/{shard_name(shard)}.tar"
-        check_pictures = check_no_tar if _no_pictures(info) else check_tar
-        _guarded(problems, where, lambda: check_pictures(root, commit, table, problems))
+        check_pictures = check_tar if info.has_pictures else check_no_tar
+        _guarded(problems, where, lambda: check_pictures(files, commit, table, problems))
         for name in names:
             where = str(img_emb_path(Path(), shard, name))
-            check = partial(check_embeddings, root, commit, table, info, name, problems)
+            check = partial(check_embeddings, files, commit, table, info, name, problems)
             _guarded(problems, where, check)
     if kept is not None and rejected is not None:
         rows = list(range(first_row, first_row + commit.input))
@@ -223,18 +249,13 @@ def _expected_files(commit: Commit, info: DatasetInfo) -> set[str]:
     expected = {f"rejected/rejected_{name}.parquet"}
     if commit.kept:
         expected |= {f"shards/{name}.tar", f"metadata/metadata_{name}.parquet"}
-        if _no_pictures(info):
+        if not info.has_pictures:
             optional = {f"text_emb/text_emb_{name}.npy"} & set(commit.files)
             expected |= optional | {f"img_emb/img_emb_{name}.npy"}
             expected.remove(f"shards/{name}.tar")
         elif info.clip:
             expected |= {f"img_emb/img_emb_{name}.npy", f"text_emb/text_emb_{name}.npy"}
     return expected
-
-
-def _no_pictures(info: DatasetInfo) -> bool:
-    """Whether it holds published embeddings alone."""
-    return info.clip is not None and info.clip.published
 
 
 def _check_totals(
@@ -259,7 +280,7 @@ def _check_totals(
     problems.expect(where, "plan_fingerprint", info.plan_fingerprint, fingerprint)
     config = _guarded(problems, CONFIG_FILE, lambda: read_config(root))
     if config is not None:
-        side = 0 if _no_pictures(info) else config.image_size
+        side = config.image_size if info.has_pictures else 0
         problems.expect(where, "image_size", info.image_size, side)
     stage = EMBEDDED if info.clip else PIXELS
     if any(commit.stage != stage for commit in commits):
@@ -267,7 +288,7 @@ def _check_totals(
     _guarded(
         problems, where, lambda: _expect_canonical(root / where, info.to_json(), problems, where)
     )
-    with_tars = [c for c in commits if c.kept and not _no_pictures(info)]
+    with_tars = [c for c in commits if c.kept and info.has_pictures]
     sizes = {f"{shard_name(c.shard)}.tar": c.kept for c in with_tars}
     _guarded(
         problems,

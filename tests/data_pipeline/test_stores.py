@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from web import Server
 
+from base.config import parse_config
 from base.errors import UserError
 from base.lease import Lease
 from base.places import place
@@ -28,6 +29,8 @@ from base.store_errors import StoreError
 from data_pipeline import sources
 from data_pipeline.attempts import attempt_at, work_folder
 from data_pipeline.commits import done, publish, read_commits
+from data_pipeline.curate.config import CurateConfig
+from data_pipeline.curate.run import curate
 from data_pipeline.schema.dataset import PIXELS, VERSION, Commit, FileRecord, rejected_path
 from data_pipeline.sources import Source
 from data_pipeline.sources.embeddings import read_vectors
@@ -360,7 +363,17 @@ def test_a_dataset_in_a_store_has_the_bytes_of_a_local_one(
     found = {k: v for k, v in store.tree(remote).items() if not k.startswith("embeddings/")}
     assert found == tree(Path(local))
     assert but_the_names(store.tree(both)) == but_the_names(found)
-    assert verify(place(remote)).embeddings == ("", "second")
+    curate(Path(local), "some", parse_config({"split": {"val": 0.3}}, CurateConfig, "test"))
+    for path in (tmp_path / "local" / "selections").iterdir():
+        store.put(path, f"{remote}/selections/{path.name}")
+    before = len(store.seen)
+    report = verify(place(remote))
+    assert (report.problems, report.embeddings) == ((), ("", "second"))
+    tar = [r for r in store.seen[before:] if r.path.endswith("00000.tar")]
+    size = (tmp_path / "local" / "shards" / "00000.tar").stat().st_size
+    assert sum(r.size or 0 for r in tar if r.method == "GET") <= size
+    (place(remote) / "selections" / "some.parquet").write_bytes(b"PAR1")
+    assert any("some.parquet: its SHA-256" in line for line in verify(place(remote)).problems)
     metadata = place(remote) / "metadata" / "metadata_00003.parquet"
     metadata.write_bytes(metadata.read_bytes()[:-1])
     assert not verify(place(remote)).whole

@@ -4,8 +4,10 @@ import json
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +17,8 @@ from base.errors import UserError
 from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import embed
 from data_pipeline.pipeline import prepare
+from data_pipeline.schema.dataset import read_commit
+from data_pipeline.shard_files import HashedReader
 from data_pipeline.shards import write_embeddings
 from data_pipeline.verify import require_whole, verify
 
@@ -129,6 +133,49 @@ def test_metadata_that_disagrees_with_the_tar_is_found(copy: Path) -> None:
     pq.write_table(swapped, copy / name)
     recommit(copy, name)
     assert any("caption of .txt, metadata" in problem for problem in problems(copy))
+
+
+def test_every_file_of_a_shard_is_read_once_and_no_tar_whole(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Counter[str]()
+    largest = Counter[Path]()
+
+    class Counted(HashedReader):
+        def read(self, size: int) -> bytes:
+            data = super().read(size)
+            name = Path(self._file.name)
+            largest[name] = max(largest[name], len(data))
+            return data
+
+    plain = Path.open
+
+    def counting(path: Path, *arguments: Any, **options: Any) -> Any:
+        opened[path.relative_to(whole).as_posix()] += 1
+        return plain(path, *arguments, **options)
+
+    monkeypatch.setattr("data_pipeline.shard_files.HashedReader", Counted)
+    monkeypatch.setattr(Path, "open", counting)
+    assert verify(whole).problems == ()
+    members = pq.read_table(whole / "metadata", columns=["jpg_length"])["jpg_length"]
+    assert set(largest) == set((whole / "shards").glob("*.tar"))
+    assert max(largest.values()) == max(members.to_pylist())
+    files = read_commit(whole, 0).files | read_commit(whole, 0, "second").files  # type: ignore
+    shared = {"embeddings/second/clip.json"}  # of every shard
+    assert {name: opened[name] for name in files if name not in shared} == dict.fromkeys(
+        set(files) - shared, 1
+    )
+
+
+def test_a_tar_is_hashed_to_its_end_wherever_the_first_problem_is(copy: Path) -> None:
+    path = copy / "shards" / "00000.tar"
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1  # in the first header: nothing behind it is looked at
+    path.write_bytes(data)
+    assert problems(copy) == [
+        "shards/00000.tar: 000000000.jpg: its header or offset is not as promised",
+        "shards/00000.tar: its SHA-256 is not the committed one",
+    ]
 
 
 def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
