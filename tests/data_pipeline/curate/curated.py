@@ -1,18 +1,21 @@
 """Rows that break every rule, configs of all rules, and what a selection's files say."""
 
+import hashlib
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 from PIL import Image
 
-from base.config import parse_config
+from base.config import fingerprint, parse_config
 from data_pipeline.config import PrepareConfig
 from data_pipeline.curate.config import CurateConfig
-from data_pipeline.schema.selection import drops_path, selection_path
+from data_pipeline.schema.selection import drops_path, record_path, selection_path
 
 PREPARE = PrepareConfig(image_size=64, mode="border", samples_per_shard=16)
 CAPTIONS = (
@@ -107,3 +110,15 @@ def keys(dataset: Path, name: str) -> list[str]:
 def drops(dataset: Path, name: str) -> dict[str, tuple[str, str | None]]:
     table = pq.read_table(drops_path(dataset, name)).to_pylist()
     return {row["key"]: (row["rule"], row["kept_instead"]) for row in table}
+
+
+def rewrite(dataset: Path, name: str, table: pa.Table, path: Path) -> None:
+    """Puts other rows into a file of a selection, its record made to agree."""
+    pq.write_table(table, path)
+    record = json.loads(record_path(dataset, name).read_text())
+    data = path.read_bytes()
+    shown = path.relative_to(dataset).as_posix()
+    record["files"][shown] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    del record["fingerprint"]
+    record["fingerprint"] = fingerprint(record)
+    record_path(dataset, name).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")

@@ -1,6 +1,5 @@
 """Selections of a real DATASET: sums, bytes, splits, what is refused, what verify finds."""
 
-import hashlib
 import io
 import json
 import os
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from curated import CONFIGS, EVERYTHING, config, drops, keys
+from curated import CONFIGS, EVERYTHING, config, drops, keys, rewrite
 from hypothesis import given, settings
 from PIL import Image
 
@@ -293,18 +292,6 @@ def test_verify_finds_every_change(dataset: Path) -> None:
         path.write_bytes(original)
     (dataset / "selections" / "notes.txt").write_text("x")
     assert verify(dataset).problems == ("selections/notes.txt: does not belong to the DATASET",)
-
-
-def rewrite(dataset: Path, name: str, table: pa.Table, path: Path) -> None:
-    """Puts other rows into a file of a selection, its record made to agree."""
-    pq.write_table(table, path)
-    record = json.loads(record_path(dataset, name).read_text())
-    data = path.read_bytes()
-    shown = path.relative_to(dataset).as_posix()
-    record["files"][shown] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    del record["fingerprint"]
-    record["fingerprint"] = fingerprint(record)
-    record_path(dataset, name).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from curated import CONFIGS, EVERYTHING, PREPARE, config, drops, keys, rows_of
+from curated import CONFIGS, EVERYTHING, PREPARE, config, drops, keys, rewrite, rows_of
 from hypothesis import given, settings
 
 from base.errors import UserError
+from data_pipeline import cli
 from data_pipeline.curate.possible import require_possible
 from data_pipeline.curate.rules import apply_rules, split_rows
 from data_pipeline.curate.run import curate_together
 from data_pipeline.curate.together import open_together
 from data_pipeline.embed import embed
 from data_pipeline.pipeline import prepare, prepare_parts
-from data_pipeline.schema.selection import record_path
+from data_pipeline.schema.selection import drops_path, record_path
 from data_pipeline.stats.collect import collect
 from data_pipeline.verify import verify
 
@@ -115,6 +116,41 @@ def test_a_part_that_lacks_its_selection_is_made_anew(parts: list[Path]) -> None
     assert all(each.made for each in curate_together(parts, "again", rules))
     assert [record_path(part, "again").read_bytes() for part in parts] == before
     assert set(json.loads(before[0])["together"]) == {"out-000", "out-001"}
+
+
+def test_the_command_tells_of_all_and_of_each(
+    parts: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, rules = [str(part) for part in parts], ["exact_duplicates=true"]
+    cli.curate(names, "a", overrides=rules)
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    kept = [len(keys(part, "a")) for part in parts]
+    assert shown == [
+        "rule dropped left of input",
+        "(input) 40",
+        "exact_duplicates 5 35 12.5%",
+        "(kept) 5 35 87.5%",
+        *(
+            f"{part}/selections/a.parquet: {count} of {len(rows(part))} rows"
+            for part, count in zip(parts, kept, strict=True)
+        ),
+    ]
+    cli.curate(names, "a", overrides=rules, json=True)
+    told = json.loads(capsys.readouterr().out)["parts"]
+    assert {name: (each["made"], each["kept"]) for name, each in told.items()} == {
+        name: (False, count) for name, count in zip(names, kept, strict=True)
+    }
+
+
+@pytest.mark.parametrize("stand_in", ["elsewhere/000000001", "out-001/1", "out-001/00000000x"])
+def test_verify_finds_a_stand_in_of_no_known_dataset(parts: list[Path], stand_in: str) -> None:
+    curate_together(parts, "a", config(exact_duplicates=True))
+    path = drops_path(parts[1], "a")
+    table = pq.read_table(path)
+    others = [stand_in, *table["kept_instead"].to_pylist()[1:]]
+    rewrite(parts[1], "a", table.set_column(2, table.schema.field(2), [others]), path)
+    expected = f"kept_instead: got {stand_in!r}, expected KEY or NAME/KEY"
+    assert verify(parts[1]).problems == (f"selections/a.drops.parquet: {expected}",)
 
 
 def test_statistics_of_two_parts_are_those_of_one(made: Path, made_parts: list[Path]) -> None:
