@@ -34,7 +34,7 @@ retrieval: $(RETRIEVAL)/.installed ## clip-retrieval and autofaiss in .venv-retr
 
 peers: $(PEERS)/.installed ## img2dataset and clip-retrieval in .venv-peers (6.4 GB), for benchmarks
 
-soak: $(VENV)/.installed-dev ## damaged files for 12 minutes (what failed lies in runs/soak), and kills in every stage of the demo
+soak: $(VENV)/.installed-dev ## damaged files and answers for 12 minutes (what failed lies in runs/soak), and kills in every stage of the demo
 	$(BIN)/python -m benchmarks.soak --report docs/soak.md $(ARGS)
 	UNCLIP_SOAK=1 $(BIN)/python -m pytest tests/unclip/test_demo.py -k killed
 

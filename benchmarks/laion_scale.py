@@ -66,66 +66,123 @@ class Line:
 
 def lines(a: Assumptions) -> Iterator[Line]:
     """All quantities, in the order of the page."""
-    kept = a.rows * a.success
-    shards = math.ceil(a.rows / a.rows_per_shard)
+    yield from _sizes(a)
+    yield from _pace(a)
+    yield from _storage(a)
+    yield from _machines(a)
+    yield from _money(a)
+
+
+def _sizes(a: Assumptions) -> Iterator[Line]:
+    shards = _shards(a)
     parts = math.ceil(shards / MAX_SHARDS)
-    yield Line("kept", f"{kept:.2e}", "rows x success")
+    yield Line("kept", f"{_kept(a):.2e}", "rows x success")
     yield Line("shards", f"{shards:,}", f"at most {KEYS_PER_SHARD:,} rows each")
     yield Line("DATASETs", f"{parts}", f"OUT-000 … OUT-{parts - 1:03d}, {MAX_SHARDS:,} shards each")
-    tar = a.rows_per_shard * a.success * (a.stored_bytes + a.overhead_bytes)
-    yield Line("a tar", f"{tar / 1e6:,.0f} MB", "what is kept of a shard")
+    yield Line("a tar", f"{_tar_bytes(a) / 1e6:,.0f} MB", "what is kept of a shard")
 
-    down = kept * a.source_bytes + a.rows * (1 - a.success) * a.failed_bytes
-    by_cpu = a.nodes * a.cores * a.per_core
-    by_net = a.nodes * a.gigabits * 1e9 / 8 / (down / a.rows)
-    by_host = a.host_rate / a.attempts / a.largest_host
-    rates = {"cores": by_cpu, "network": by_net, "largest host": by_host}
-    limit = min(rates, key=lambda name: rates[name])
-    rate = rates[limit]  # addresses a second
+
+def _kept(a: Assumptions) -> float:
+    return a.rows * a.success
+
+
+def _shards(a: Assumptions) -> int:
+    return math.ceil(a.rows / a.rows_per_shard)
+
+
+def _tar_bytes(a: Assumptions) -> float:
+    """Of one shard."""
+    return a.rows_per_shard * a.success * (a.stored_bytes + a.overhead_bytes)
+
+
+def _pace(a: Assumptions) -> Iterator[Line]:
+    rates = _rates(a)
+    limit, rate = _slowest(a)
+    requests = rate * a.attempts
+    under, lookups = requests * a.latency, requests * a.misses
     days = a.rows / rate / _DAY
-    yield Line("download", f"{down / 1e12:,.0f} TB", "ingress; free where clouds do not count it")
-    yield Line("addresses/s, cores", f"{by_cpu:,.0f}", "nodes x cores x per_core")
-    yield Line("addresses/s, network", f"{by_net:,.0f}", "nodes x gigabits / mean bytes")
-    yield Line("addresses/s, one host", f"{by_host:,.0f}", "host_rate / attempts / largest_host")
+    down = _download_bytes(a) / 1e12
+    yield Line("download", f"{down:,.0f} TB", "ingress; free where clouds do not count it")
+    yield Line("addresses/s, cores", f"{rates['cores']:,.0f}", "nodes x cores x per_core")
+    yield Line("addresses/s, network", f"{rates['network']:,.0f}", "nodes x gigabits / mean bytes")
+    host = rates["largest host"]
+    yield Line("addresses/s, one host", f"{host:,.0f}", "host_rate / attempts / largest_host")
     yield Line("days", f"{days:,.1f}", f"the least of the three: {limit}")
-    yield Line("requests/s", f"{rate * a.attempts:,.0f}", "addresses/s x attempts")
-    under = rate * a.attempts * a.latency
+    yield Line("requests/s", f"{requests:,.0f}", "addresses/s x attempts")
     yield Line("requests under way", f"{under:,.0f}", "requests/s x latency")
-    yield Line(
-        "… of a core", f"{under / a.nodes / a.cores:,.0f}", "fetch.concurrency is 256 a task"
-    )
-    lookups = rate * a.attempts * a.misses
+    of_a_core = f"{under / a.nodes / a.cores:,.0f}"
+    yield Line("… of a core", of_a_core, "fetch.concurrency is 256 a task")
     yield Line("DNS lookups/s", f"{lookups:,.0f}", "a caching resolver on every node")
     yield Line("… of a node", f"{lookups / a.nodes:,.0f}", "a public resolver stops at 20 to 1,500")
 
-    pictures = kept * a.stored_bytes
-    tars = pictures + kept * a.overhead_bytes
-    embeddings = kept * 2 * a.dim * 2
-    tables = a.rows * a.table_bytes
-    whole = tars + embeddings + tables
-    yield Line("pictures", f"{pictures / 1e12:,.0f} TB", "kept x stored_bytes")
-    yield Line("tars", f"{tars / 1e12:,.0f} TB", "and their overhead")
-    yield Line("embeddings", f"{embeddings / 1e12:,.1f} TB", "two of dim float16")
-    yield Line("tables", f"{tables / 1e12:,.1f} TB", "metadata and rejected")
-    yield Line("all", f"{whole / 1e12:,.0f} TB", "")
-    puts = shards * (5 + 2 + math.ceil(tar / a.part_bytes))
-    yield Line("PUTs", f"{puts:,}", "5 small files and a multipart tar, a shard")
 
-    core_hours = a.rows / rate / 3600 * a.nodes * a.cores
-    gpu_hours = kept / a.a100_rate / 3600
-    yield Line("core hours", f"{core_hours:,.0f}", "all cores for all days")
+def _rates(a: Assumptions) -> dict[str, float]:
+    """Addresses a second that each of the narrow places lets through."""
+    return {
+        "cores": a.nodes * a.cores * a.per_core,
+        "network": a.nodes * a.gigabits * 1e9 / 8 / (_download_bytes(a) / a.rows),
+        "largest host": a.host_rate / a.attempts / a.largest_host,
+    }
+
+
+def _slowest(a: Assumptions) -> tuple[str, float]:
+    """The narrowest place and its rate."""
+    return min(_rates(a).items(), key=lambda item: item[1])
+
+
+def _download_bytes(a: Assumptions) -> float:
+    return _kept(a) * a.source_bytes + a.rows * (1 - a.success) * a.failed_bytes
+
+
+def _storage(a: Assumptions) -> Iterator[Line]:
+    stored = _stored(a)
+    pictures = _kept(a) * a.stored_bytes
+    yield Line("pictures", f"{pictures / 1e12:,.0f} TB", "kept x stored_bytes")
+    yield Line("tars", f"{stored['tars'] / 1e12:,.0f} TB", "and their overhead")
+    yield Line("embeddings", f"{stored['embeddings'] / 1e12:,.1f} TB", "two of dim float16")
+    yield Line("tables", f"{stored['tables'] / 1e12:,.1f} TB", "metadata and rejected")
+    yield Line("all", f"{sum(stored.values()) / 1e12:,.0f} TB", "")
+    yield Line("PUTs", f"{_puts(a):,}", "5 small files and a multipart tar, a shard")
+
+
+def _stored(a: Assumptions) -> dict[str, float]:
+    """Bytes of what a finished DATASET holds."""
+    return {
+        "tars": _kept(a) * (a.stored_bytes + a.overhead_bytes),
+        "embeddings": _kept(a) * 2 * a.dim * 2,
+        "tables": a.rows * a.table_bytes,
+    }
+
+
+def _puts(a: Assumptions) -> int:
+    return _shards(a) * (5 + 2 + math.ceil(_tar_bytes(a) / a.part_bytes))
+
+
+def _machines(a: Assumptions) -> Iterator[Line]:
+    gpu_hours = _gpu_hours(a)
+    driver = 230e6 + min(_shards(a), MAX_SHARDS) * a.driver_bytes
+    yield Line("core hours", f"{_core_hours(a):,.0f}", "all cores for all days")
     yield Line("A100 hours, L/14", f"{gpu_hours:,.0f}", "kept / a100_rate")
     yield Line("… days", f"{gpu_hours / 24 / a.gpus:,.1f}", "over gpus; as many as the days above")
-    per_dataset = min(shards, MAX_SHARDS)
-    driver = 230e6 + per_dataset * a.driver_bytes
     yield Line("driver", f"{driver / 1e9:,.1f} GB", "a DATASET at a time")
 
+
+def _core_hours(a: Assumptions) -> float:
+    return a.rows / _slowest(a)[1] / 3600 * a.nodes * a.cores
+
+
+def _gpu_hours(a: Assumptions) -> float:
+    return _kept(a) / a.a100_rate / 3600
+
+
+def _money(a: Assumptions) -> Iterator[Line]:
+    gigabytes = sum(_stored(a).values()) / 1e9
     for name, dollars, how in (
-        ("cores, $", core_hours * a.core_dollars, "core hours"),
-        ("GPUs, $", gpu_hours * a.gpu_dollars, "A100 hours"),
-        ("PUTs, $", puts * a.put_dollars, ""),
-        ("storage, $ a month", whole / 1e9 * a.month_dollars, ""),
-        ("one reading elsewhere, $", whole / 1e9 * a.egress_dollars, "egress; none inside"),
+        ("cores, $", _core_hours(a) * a.core_dollars, "core hours"),
+        ("GPUs, $", _gpu_hours(a) * a.gpu_dollars, "A100 hours"),
+        ("PUTs, $", _puts(a) * a.put_dollars, ""),
+        ("storage, $ a month", gigabytes * a.month_dollars, ""),
+        ("one reading elsewhere, $", gigabytes * a.egress_dollars, "egress; none inside"),
     ):
         yield Line(name, f"{dollars:,.0f}", how)
 

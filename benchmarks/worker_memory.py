@@ -2,7 +2,9 @@
 
 Usual: shards of 1,000 JPEGs of 512² from a parquet file with their bytes. Hostile: pictures of as
 many pixels as the caps allow, in every format, some of them a few kilobytes as a file; and files
-that declare more. The peak is of resident memory of the worker that took most, everything in it.
+that declare more. Both also by their addresses, from a server on loopback, and with a CLIP in the
+same pass. The peak is of resident memory of the worker that took most, everything in it; actors
+are those that keep the CLIP, torch included.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +26,22 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.pixels import write_table
+from benchmarks.server import serving
 from data_pipeline.schema.dataset import read_dataset
 
 _SIDE = 7_990  # 63.8 megapixels, below the cap of 64
 _HEAVY_SIDE = 5_650  # of formats whose cap is half of it
 _POLL = 0.1
+_FETCH = ("fetch.allow_private=true", "fetch.robots=false", "fetch.max_bytes=268435456")
+
+
+@dataclass
+class Peak:
+    """Megabytes of the hungriest Ray worker, CLIP's actor, and of the command itself."""
+
+    worker: int = 0
+    actor: int = 0
+    driver: int = 0
 
 
 def hostile() -> Iterator[tuple[str, bytes]]:
@@ -61,23 +75,30 @@ def hostile() -> Iterator[tuple[str, bytes]]:
         yield name, file.getvalue()
 
 
-def peak_of_workers(command: list[str]) -> tuple[int, int]:
-    """Runs a command; megabytes of its hungriest Ray worker and of the command itself, at most."""
+def peak_of(command: list[str]) -> Peak:
+    """Runs a command; what it and those that it started took at the most.
+
+    Raises:
+        SystemExit: the command failed.
+    """
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    worker = driver = 0
+    peak = Peak()
     while process.poll() is None:
-        driver = max(driver, _peak(process.pid))
-        for pid in _below(process.pid):
-            worker = max(worker, _peak(pid))
+        peak.driver = max(peak.driver, _peak(process.pid))
+        for pid, name in _below(process.pid):
+            if name.startswith(b"ray::ClipActor"):
+                peak.actor = max(peak.actor, _peak(pid))
+            else:
+                peak.worker = max(peak.worker, _peak(pid))
         time.sleep(_POLL)
     if process.returncode:
         assert process.stderr is not None
         raise SystemExit(process.stderr.read().decode()[-1000:])
-    return worker, driver
+    return peak
 
 
-def _below(pid: int) -> Iterator[int]:
-    """Ray's workers among the processes that this one started, and those that they started."""
+def _below(pid: int) -> Iterator[tuple[int, bytes]]:
+    """Ray's workers, with their names, among the processes that this one and they started."""
     try:
         children = Path(f"/proc/{pid}/task").glob("*/children")
         found = [int(word) for file in children for word in file.read_text().split()]
@@ -89,7 +110,7 @@ def _below(pid: int) -> Iterator[int]:
         except OSError:
             continue
         if name.startswith(b"ray::"):
-            yield child
+            yield child, name
         yield from _below(child)
 
 
@@ -102,12 +123,57 @@ def _peak(pid: int) -> int:
     return int(found[0].split()[1]) // 1024 if found else 0
 
 
-def prepared(table: Path, out: Path, *settings: str) -> str:
-    """A line of what a run over a table took."""
-    command = [sys.executable, "-m", "data_pipeline", "prepare", str(table), "--out", str(out)]
-    worker, driver = peak_of_workers([*command, *(w for s in settings for w in ("--set", s))])
-    info = read_dataset(out)
-    return f"{info.input:>8,}{info.kept:>8,}{worker:>12,}{driver:>12,}"
+def prepared(name: str, table: Path, *settings: str, clip: str = "none") -> None:
+    """Prints a line of what a run over a table took."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        command = [sys.executable, "-m", "data_pipeline", "prepare", str(table), "--clip", clip]
+        words = [word for setting in settings for word in ("--set", setting)]
+        peak = peak_of([*command, "--out", str(out), *words])
+        info = read_dataset(out)
+    print(
+        f"{name:24}{info.input:>8,}{info.kept:>8,}{peak.worker:>12,}{peak.actor:>12,}"
+        f"{peak.driver:>12,}",
+        flush=True,
+    )
+
+
+def usual(place: Path, count: int) -> None:
+    """Shards as most are."""
+    table, listed = place / "usual.parquet", place / "listed.parquet"
+    write_table(table, count, None)
+    prepared("usual", table)
+    prepared("usual, a CLIP", table, clip="random:0")
+    with serving(pq.read_table(table)["jpg"].to_pylist()) as port:
+        by_address(listed, port, count)
+        prepared("usual, fetched", listed, *_FETCH)
+
+
+def by_address(table: Path, port: int, count: int) -> None:
+    """A table of what a server on loopback serves."""
+    urls = [f"http://127.0.0.1:{port}/{i}.jpg" for i in range(count)]
+    pq.write_table(pa.table({"url": urls, "caption": ["a picture"] * count}), table)
+
+
+def all_hostile(place: Path) -> None:
+    """Pictures at the caps, in every way that they may come and be stored."""
+    pictures = dict(hostile())
+    table, listed = place / "hostile.parquet", place / "hostile-listed.parquet"
+    write_files(place, table, pictures)
+    for mode in ("center_crop", "border", "none"):
+        prepared(f"hostile, {mode}", table, f"mode={mode}")
+    prepared("hostile, none, a CLIP", table, "mode=none", clip="random:0")
+    with serving(list(pictures.values())) as port:
+        by_address(listed, port, len(pictures))
+        prepared("hostile, none, fetched", listed, "mode=none", *_FETCH)
+
+
+def write_files(place: Path, table: Path, pictures: dict[str, bytes]) -> None:
+    """Each picture as a file, and a table with their names."""
+    for name, data in pictures.items():
+        (place / name).write_bytes(data)
+    captions = [f"{name}, {len(data):,} bytes" for name, data in pictures.items()]
+    pq.write_table(pa.table({"file": list(pictures), "caption": captions}), table)
 
 
 def main() -> None:
@@ -116,19 +182,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=4000, help="usual pictures")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        print(f"{'':16}{'rows':>8}{'kept':>8}{'worker MB':>12}{'driver MB':>12}")
-        write_table(place / "usual.parquet", options.count, None)
-        print(f"{'usual':16}{prepared(place / 'usual.parquet', place / 'usual')}", flush=True)
-        names, captions = [], []
-        for name, data in hostile():
-            (place / name).write_bytes(data)
-            names.append(name)
-            captions.append(f"{name}, {len(data):,} bytes")
-        pq.write_table(pa.table({"file": names, "caption": captions}), place / "hostile.parquet")
-        for mode in ("center_crop", "border"):
-            line = prepared(place / "hostile.parquet", place / mode, f"mode={mode}")
-            print(f"{'hostile, ' + mode[:7]:16}{line}", flush=True)
+        columns = ("rows", "kept"), ("worker MB", "actor MB", "driver MB")
+        print(" " * 24 + "".join(f"{name:>8}" for name in columns[0]), end="")
+        print("".join(f"{name:>12}" for name in columns[1]))
+        usual(Path(folder), options.count)
+        all_hostile(Path(folder))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from data_pipeline.row import Rejection
 
@@ -62,27 +62,47 @@ def _transform(profile: bytes, mode: str) -> Any:
 def on_white(image: Image.Image, factor: int = 1) -> Pixels:
     """A loaded picture as RGB pixels [H, W, 3], scaled down by a whole factor.
 
+    It is closed: of a large picture, which has hundreds of megabytes, each step's outcome takes
+    the place of what it was made from.
+
     Raises:
         Rejection: the pixel format has no 8-bit colours to give.
     """
-    image = _plain(image)
+    image = instead_of(image, _plain(image))
     if factor > 1:
-        image = image.reduce(factor)
+        image = instead_of(image, image.reduce(factor))
     profile = image.info.get("icc_profile")
     alpha = image.getchannel("A") if image.mode in ("RGBA", "LA") else None
     if image.mode == "CMYK":
-        image = _from_cmyk(image, profile)
-    elif image.mode != "L":
-        image = image.convert("L" if image.mode == "LA" else "RGB")
+        image = instead_of(image, _from_cmyk(image, profile))
+    elif image.mode not in ("L", "RGB"):
+        image = instead_of(image, image.convert("L" if image.mode == "LA" else "RGB"))
     if profile and image.mode in ("L", "RGB"):
         transform = _transform(bytes(profile), image.mode)
-        image = image if transform is None else _applied(image, transform)
-    image = image.convert("RGB")
+        image = instead_of(image, image if transform is None else _applied(image, transform))
+    if image.mode != "RGB":
+        image = instead_of(image, image.convert("RGB"))
     if alpha is not None:
-        white = Image.new("RGB", image.size, _WHITE)
-        white.paste(image, mask=alpha)
-        image = white
-    return np.array(image)
+        image.paste(_WHITE, mask=ImageOps.invert(alpha))
+    pixels = _pixels(image)
+    image.close()
+    return pixels
+
+
+def instead_of(old: Image.Image, new: Image.Image) -> Image.Image:
+    """The new picture; the old one's memory is free, whoever may still hold it."""
+    if new is not old:
+        old.close()
+    return new
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    """An RGB picture's pixels [H, W, 3]; Pillow itself would copy them three times."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _STRIP):
+        bottom = min(top + _STRIP, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def _plain(image: Image.Image) -> Image.Image:

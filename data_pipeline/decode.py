@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data_pipeline.colour import DAMAGE, Pixels, on_white, to_srgb
+from data_pipeline.colour import DAMAGE, Pixels, instead_of, on_white, to_srgb
 from data_pipeline.jpeg_header import open_jpeg, read_header
 from data_pipeline.row import Rejection
 
@@ -37,6 +37,7 @@ _HARMLESS = re.compile(
     r"|adobe color transform|sos parameters",
     re.IGNORECASE,
 )
+_ORIENTATION = 0x0112  # of EXIF
 # Their decoders hold the picture more than twice; half the cap keeps all of it below 1 GB.
 _HEAVY = {("WEBP",), ("AVIF",), ("JPEG2000",)}
 Needed = Callable[[int, int], tuple[int, int]]  # (width, height) shown -> least sides wanted
@@ -163,7 +164,8 @@ def _finish(image: Image.Image, limits: Limits, needed: Needed) -> Picture:
     image.load()
     limits.check(*image.size)  # an icon's frame may differ from its directory
     try:
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(_ORIENTATION, 1) != 1:  # otherwise it would be copied as it is
+            image = instead_of(image, ImageOps.exif_transpose(image))
     except Exception:
         image.info.pop("exif", None)
     width, height = image.size

@@ -134,6 +134,8 @@ def embed(
                 bar.skip(info.kept)
             return info
         require_pictures(dataset, info)
+        if spec.kind == "published":  # told before Ray starts
+            raise UserError(f"clip: {clip} names embeddings; expected a CLIP to embed with")
         with work_folder(dataset) as work, cluster(ray_address) as ray, StopFlag() as stop:
             pool = start_pool(ray, clip, settings, info.shards, stop)
             embed_all(ray, dataset, work, info.shards, pool, name, stop, bar)

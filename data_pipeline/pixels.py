@@ -143,7 +143,7 @@ def _made(job: Job, backlog: Backlog) -> Iterator[tuple[int, _Made]]:
             if row.problem is not None:
                 raise row.problem
             assert row.image is not None, "with_pictures leaves no row without"
-            jpeg, meta, stored = _encode(row.image, config)
+            jpeg, meta, stored = encode(row.image, config)
             crop = None if job.pool is None else job.pool.crop(stored)
             yield position, _Made(position, row, jpeg, meta, crop, None)
         except Rejection as why:
@@ -173,8 +173,12 @@ def _add(job: Job, tar: TarWriter, rows: _Rows, made: _Made) -> None:
     rows.extras.append(dict(row.extra))
 
 
-def _encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any], Pixels]:
-    """The stored JPEG, what metadata says of picture and source, and the pixels [H, W, 4]."""
+def encode(data: bytes, config: PrepareConfig) -> tuple[bytes, dict[str, Any], Pixels]:
+    """The stored JPEG, what metadata says of picture and source, and the pixels [H, W, 4].
+
+    Raises:
+        Rejection: with the reason; nothing else, whatever the bytes are.
+    """
     mode, size = config.mode, config.image_size
     limits = Limits(config.max_pixels, config.min_side, config.max_aspect)
     picture = decode(data, limits, lambda w, h: resize.needed_sides(mode, size, w, h))

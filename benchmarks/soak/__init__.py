@@ -1,1 +1,1 @@
-"""Fuzzing with a seed: damaged pictures, tars and tables through the code that meets them first."""
+"""Fuzzing with a seed: damaged files and answers through the code that meets them first."""

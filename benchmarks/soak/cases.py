@@ -6,18 +6,19 @@ import random
 from pathlib import Path
 
 from base.errors import NothingUsable, UserError
-from benchmarks.soak.seeds import PICTURES, SUFFIX
-from data_pipeline import resize, sources
-from data_pipeline.config import Mode
-from data_pipeline.decode import Limits, decode
+from benchmarks.soak.answers import fetched
+from benchmarks.soak.readers import READ
+from benchmarks.soak.seeds import ANSWERS, PICTURES, SUFFIX
+from data_pipeline import sources
+from data_pipeline.config import Mode, PrepareConfig
+from data_pipeline.pixels import encode
 from data_pipeline.row import Rejection
 from data_pipeline.schema.dataset import REASONS
 
 _MODES: tuple[Mode, ...] = ("center_crop", "keep_ratio", "keep_ratio_largest", "border", "none")
-_LIMITS = Limits(64_000_000)
 _SIZE = 64
 _MAX_BYTES = 32 << 20
-_NUMBERS = (0, 1, 0x7F, 0x80, 0xFF)
+_NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x2D)  # the last is a minus
 _WORDS = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\1\0\0")
 
 
@@ -62,21 +63,30 @@ def _damage(data: bytearray, chance: random.Random, whole: list[bytes]) -> None:
 def outcome(kind: str, data: bytes, number: int, folder: Path) -> str:
     """`kept`, a reason of REASONS, `rows`, or `refused` with one line; all else is raised."""
     if kind in PICTURES:
-        return _picture(data, _MODES[number % len(_MODES)])
+        return _picture(data, number)
+    if kind in READ:
+        return READ[kind](data, folder)
+    if kind in ANSWERS:
+        return fetched(data, number)
     return _input(data, folder / f"input{SUFFIX[kind]}{'.gz' if data[:2] == _GZIP else ''}")
 
 
 _GZIP = b"\x1f\x8b"
 
 
-def _picture(data: bytes, mode: Mode) -> str:
+def _picture(data: bytes, number: int) -> str:
+    """Through all that a row's picture goes through, to the JPEG that would be stored."""
+    mode = _MODES[number % len(_MODES)]
+    keep = number % 2 == 1
+    config = PrepareConfig(image_size=_SIZE, mode=mode, keep_jpeg=keep, only_if_bigger=keep)
     try:
-        picture = decode(data, _LIMITS, lambda w, h: resize.needed_sides(mode, _SIZE, w, h))
+        jpeg, meta, stored = encode(data, config)
     except Rejection as why:
         return _known(why)
-    fitted = resize.fit(picture.pixels, mode, _SIZE, only_if_bigger=False)
-    if fitted.dtype != "uint8" or fitted.ndim != 3 or fitted.shape[2] != 3 or not fitted.size:
-        raise AssertionError(f"no picture: {fitted.dtype} {fitted.shape}")
+    if stored.dtype != "uint8" or stored.shape != (meta["height"], meta["width"], 4):
+        raise AssertionError(f"no picture: {stored.dtype} {stored.shape}, {meta}")
+    if not jpeg.startswith(b"\xff\xd8") or not jpeg.endswith(b"\xff\xd9"):
+        raise AssertionError(f"no JPEG: {jpeg[:4].hex()} … {jpeg[-4:].hex()}")
     return "kept"
 
 

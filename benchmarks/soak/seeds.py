@@ -17,16 +17,19 @@ from PIL import Image, ImageCms
 _EVIL_BYTES = 200_000  # larger ones make slow cases and no others
 PICTURES = ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif", "jp2", "ico", "ppm", "evil")
 INPUTS = ("tar", "csv", "jsonl", "parquet")
+READERS = ("tarheader", "jpegheader", "csvrows", "jsonrows")
+ANSWERS = ("http",)
+KINDS = (*PICTURES, *INPUTS, *READERS, *ANSWERS)
 SUFFIX = {"csv": ".csv", "jsonl": ".jsonl", "parquet": ".parquet", "tar": ".tar"}
 
 
 def seeds(kind: str, evil: Path | None = None) -> list[bytes]:
-    """Whole files of one of PICTURES or INPUTS; `evil` is the folder of odd pictures, if any."""
+    """Whole files of one of KINDS; `evil` is the folder of odd pictures, if any."""
     if kind == "evil":
         files = sorted(p for p in (evil or Path("/nonexistent")).rglob("*") if p.is_file())
         small = [path.read_bytes() for path in files if path.stat().st_size <= _EVIL_BYTES]
         return small or seeds("png")
-    if kind == "tar":
+    if kind in ("tar", "tarheader"):
         return [_tar(how) for how in (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)]
     if kind == "csv":
         return [_csv(","), gzip.compress(_csv(","), mtime=0)]
@@ -34,6 +37,14 @@ def seeds(kind: str, evil: Path | None = None) -> list[bytes]:
         return [_json_lines(), gzip.compress(_json_lines(), mtime=0)]
     if kind == "parquet":
         return [_parquet(codec) for codec in ("snappy", "zstd", "none")]
+    if kind == "jpegheader":
+        return [_up_to_scan(data) for data in _pictures()["jpeg"]]
+    if kind == "csvrows":
+        return [_csv(",").partition(b"\n")[2], b'1,"a\nb","c ""d"""\r\n\n2,e,\xc3\xbc\n']
+    if kind == "jsonrows":
+        return [_json_lines(), b'{"caption": ["a"], "x": {"y": 1e400}}\n\n{"caption": "\\ud800"}\n']
+    if kind == "http":
+        return _answers()
     return _pictures()[kind]
 
 
@@ -90,6 +101,12 @@ def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def _up_to_scan(jpeg: bytes) -> bytes:
+    """A JPEG's header, that of its first scan included."""
+    scan = jpeg.index(b"\xff\xda")
+    return jpeg[: scan + 2 + int.from_bytes(jpeg[scan + 2 : scan + 4], "big")]
+
+
 def _rows() -> list[dict[str, Any]]:
     return [
         {"url": f"http://host/{i}.jpg", "caption": f"a picture, number {i}", "width": 10 * i}
@@ -130,3 +147,38 @@ def _parquet(codec: str) -> bytes:
     file = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=5, compression=codec)
     return file.getvalue()
+
+
+def _answers() -> list[bytes]:
+    """What servers send, from the first byte to the last."""
+    body = bytes(range(256)) * 4
+    packed = gzip.compress(body, mtime=0)
+    bomb, large = (gzip.compress(bytes(size), mtime=0) for size in (3 << 20, 3 << 19))
+    gzipped = b"Content-Encoding: gzip"
+    chunked = b"Transfer-Encoding: chunked"
+    robots = b"User-agent: *\nDisallow: /private\nAllow: /*.jpg$\nCrawl-delay: 0.01\n"
+    return [
+        _answer(body, b"Content-Type: image/jpeg", b"X-Robots-Tag: unclip: nofollow, all"),
+        _answer(packed, gzipped),
+        _answer(bomb, gzipped),
+        _answer(large, gzipped),
+        _answer(_chunks(body), chunked),
+        _answer(_chunks(packed), chunked, b"Content-Encoding: deflate"),
+        _answer(robots, b"Content-Type: text/plain; charset=utf-8"),
+        _answer(b"", b"Location: next?a=b#c", status=b"302 Found"),
+        _answer(b"busy", b"Retry-After: 0", status=b"503 Service Unavailable"),
+        b"HTTP/1.1 100 Continue\r\n\r\n" + _answer(body, b"Connection: close"),
+        b"HTTP/1.0 200 OK\r\n\r\n" + body,
+    ]
+
+
+def _answer(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
+    lines = [b"HTTP/1.1 " + status, *headers]
+    if b"Transfer-Encoding: chunked" not in headers:
+        lines.append(b"Content-Length: %d" % len(body))
+    return b"\r\n".join([*lines, b"", body])
+
+
+def _chunks(body: bytes) -> bytes:
+    parts = [body[start : start + 100] for start in range(0, len(body), 100)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"

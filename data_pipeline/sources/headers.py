@@ -6,6 +6,7 @@ names into memory and raises what it likes; here damage is told, and nothing is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
@@ -15,6 +16,7 @@ _LONGEST = 1 << 20  # bytes of a PAX or GNU header's body
 _AFTER = 1 << 20  # bytes behind the end that are looked at
 _LARGEST = 1 << 60  # bytes of a member, whatever a header may say
 _ZERO = bytes(BLOCK)
+_OCTAL = re.compile(rb"[0-7]+")
 _REGULAR = (b"0", b"\0", b"7")
 _NO_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
 _PAX, _PAX_FOR_ALL, _GNU_NAME, _GNU_SPARSE = b"x", b"g", b"L", b"S"
@@ -95,10 +97,10 @@ def _number(field: bytes, place: int) -> int:
         if number > _LARGEST:
             raise Damaged(f"a size of {number} at byte {place}")
         return number
-    try:
-        return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
-    except ValueError:
-        raise Damaged(f"no header at byte {place}") from None
+    digits = field.split(b"\0", 1)[0].strip() or b"0"
+    if not _OCTAL.fullmatch(digits):  # int() takes a sign too, which would lead backwards
+        raise Damaged(f"no header at byte {place}")
+    return int(digits, 8)
 
 
 def _declared(said: bytes | None, size: int, place: int) -> int:

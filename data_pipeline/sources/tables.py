@@ -313,7 +313,8 @@ def _numbered_row(
 
 
 def _row(source: Source, roles: Roles, row: dict[str, Any], position: int, max_bytes: int) -> Row:
-    key = next((row[n] for n in (roles.path, roles.key) if n and row[n] is not None), position)
+    names = (roles.key, roles.path) if source.columns.key else (roles.path, roles.key)
+    key = next((row[n] for n in names if n and row[n] is not None), position)
     key = key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key)
     url = row[roles.url] if roles.url else None
     url = url.decode("utf-8", "replace") if isinstance(url, bytes) else url

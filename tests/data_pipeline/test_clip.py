@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import open_clip
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 import webdataset
 from open_clip_train.precision import get_autocast
@@ -18,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from base.errors import UserError
+from base.files import sha256_file
 from data_pipeline.clip import load_clip
 from data_pipeline.clip_spec import find_clip
 from data_pipeline.config import EmbedConfig, Precision, PrepareConfig
@@ -247,3 +250,32 @@ def test_another_precision_is_a_mix(
     assert not np.array_equal(first, second)
     assert (first * second).sum(axis=1).min() > 0.999
     assert np.abs(np.linalg.norm(first, axis=1) - 1).max() < 6e-4
+
+
+def test_relative_paths_hold_for_workers_in_another_folder(
+    run: Path,
+    ray_cluster: None,
+    pairs_folder: Callable[[Path, int], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of a cluster that was started elsewhere; everything is named as the user stands."""
+    pairs_folder(tmp_path / "pairs", 3)
+    (tmp_path / "clip").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    assert ray.get(ray.remote(lambda: os.getcwd()).remote()) != str(tmp_path)
+    info = prepare([Path("pairs")], Path("out"), "clip", PrepareConfig(image_size=64))
+    embed(Path("out"), "clip/exports/open_clip", "second")
+    assert info.clip is not None
+    assert info.clip.weights_sha256 == sha256_file(
+        run / "exports" / "open_clip" / "open_clip_model.safetensors"
+    )
+    assert verify(tmp_path / "out").embeddings == ("", "second")
+
+
+def test_published_names_no_weights(dataset: Path) -> None:
+    with pytest.raises(UserError, match=r"published:m/w names embeddings; expected a CLIP"):
+        embed(dataset, "published:m/w", "more")
+    assert not (dataset / "embeddings" / "more").exists()
+    with pytest.raises(UserError, match=r"published:m/w says whose embeddings are"):
+        load_clip("published:m/w")

@@ -240,3 +240,25 @@ def test_formats_that_need_more_memory_have_half_the_cap() -> None:
     assert decode(saved(smooth(60, 60), "PNG"), limits, lambda w, h: (w, h)).width == 60
     with pytest.raises(Rejection, match="the cap is 1800"):
         decode(saved(smooth(60, 60), "WEBP"), limits, lambda w, h: (w, h))
+
+
+def test_a_large_picture_is_held_twice_at_the_most(tmp_path: Path) -> None:
+    """Of 64 million pixels a worker would otherwise take more than a gigabyte."""
+    side = 4000
+    image = Image.new("RGBA", (side, side), (10, 200, 30, 128))
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    del image
+    Path("/proc/self/clear_refs").write_text("5")  # begins a new peak
+    before = resident_peak()
+    picture = decode(file.getvalue(), Limits(1 << 30), lambda width, height: (width, height))
+    assert picture.pixels.shape == (side, side, 3)
+    assert (
+        resident_peak() - before < 12 * side * side
+    )  # 4 of Pillow's bytes and 3 of ours, and some
+
+
+def resident_peak() -> int:
+    """Bytes of resident memory at the most."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024

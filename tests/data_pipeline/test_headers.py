@@ -159,3 +159,13 @@ def test_what_is_no_tar_is_one_clear_line(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not a tar|gunzip|no rows") as caught:
         rows_of(tmp_path, data)
     assert "\n" not in str(caught.value)
+
+
+def test_a_size_below_nothing_leads_nowhere() -> None:
+    """Octal text may hold a sign, as int() reads it: the same header would come again for ever."""
+    tar = bytearray(tar_of([("a.jpg", b"abc"), ("b.jpg", b"def")]))
+    tar[124:136] = b"-0000001000\0"
+    tar[148:156] = b" " * 8
+    tar[148:156] = b"%06o\0 " % sum(tar[:512])
+    with pytest.raises(Damaged, match="no header at byte 0"):
+        next(members(io.BytesIO(tar), len(tar)))

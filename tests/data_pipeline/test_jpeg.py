@@ -17,7 +17,7 @@ from PIL import Image, ImageCms
 from data_pipeline.config import Mode, PrepareConfig
 from data_pipeline.jpeg import is_plain
 from data_pipeline.pipeline import prepare
-from data_pipeline.pixels import _encode
+from data_pipeline.pixels import encode
 from data_pipeline.row import Rejection
 from data_pipeline.verify import verify
 
@@ -33,7 +33,7 @@ def saved(image: Image.Image = PICTURE, **options: Any) -> bytes:
 
 
 def stored(data: bytes, **settings: Any) -> bytes:
-    return _encode(data, PrepareConfig(image_size=SIDE, keep_jpeg=True, **settings))[0]
+    return encode(data, PrepareConfig(image_size=SIDE, keep_jpeg=True, **settings))[0]
 
 
 def by_opencv(*options: int) -> bytes:
@@ -55,7 +55,7 @@ PLAIN = {
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_ones_are_kept_byte_for_byte(name: str) -> None:
     assert stored(PLAIN[name]) == PLAIN[name]
-    assert _encode(PLAIN[name], PrepareConfig(image_size=SIDE))[0] != PLAIN[name]
+    assert encode(PLAIN[name], PrepareConfig(image_size=SIDE))[0] != PLAIN[name]
 
 
 def with_segment(marker: int, body: bytes) -> bytes:
@@ -118,7 +118,7 @@ def test_it_must_have_the_size_that_the_mode_gives(
     data = saved(PICTURE.resize(size))
     found = stored(data, mode=mode, only_if_bigger=only_if_bigger)
     assert (found == data) == kept
-    again = _encode(data, PrepareConfig(image_size=SIDE, mode=mode, only_if_bigger=only_if_bigger))
+    again = encode(data, PrepareConfig(image_size=SIDE, mode=mode, only_if_bigger=only_if_bigger))
     shape = simplejpeg.decode_jpeg(again[0]).shape
     assert simplejpeg.decode_jpeg(found).shape == shape
 

@@ -204,6 +204,38 @@ def test_columns_that_are_named(tmp_path: Path) -> None:
             )
 
 
+def test_an_address_that_is_named_goes_before_what_names_tell(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": "A"})
+    columns = {"jpg": [b"B"], "file": ["a.png"], "url": ["http://b/"], "link": ["http://c/"]}
+    pq.write_table(pa.table({**columns, "caption": ["x"]}), tmp_path / "t.parquet")
+    found = {}
+    for named in (
+        ColumnsConfig(),
+        ColumnsConfig(url="link"),
+        ColumnsConfig(url="link", path="file"),
+    ):
+        (source,) = sources.scan([tmp_path / "t.parquet"], tmp_path / ".work", named)
+        (row,) = sources.read(source, 0, 1, CAP)
+        found[named.url, named.path] = row.url, row.image
+    assert found == {
+        (None, None): ("http://b/", b"B"),
+        ("link", None): ("http://c/", None),  # to be fetched
+        ("link", "file"): ("http://c/", b"B"),
+    }
+
+
+def test_a_key_that_is_named_goes_before_the_path(tmp_path: Path) -> None:
+    fill(tmp_path, {"a.png": "A"})
+    columns = {"file": ["a.png"], "nr": [7], "key": ["k"], "caption": ["x"]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    keys = []
+    for named in (ColumnsConfig(), ColumnsConfig(key="nr")):
+        (source,) = sources.scan([tmp_path / "t.parquet"], tmp_path / ".work", named)
+        (row,) = sources.read(source, 0, 1, CAP)
+        keys.append(row.source_key)
+    assert keys == ["a.png", "7"]
+
+
 def test_text_that_is_not_utf8_spoils_its_row_alone(tmp_path: Path) -> None:
     captions = pa.array([b"fine", b"caf\xe9"]).cast(pa.string(), safe=False)
     table = pa.table({"jpg": [b"A", b"B"], "caption": captions})

@@ -24,6 +24,8 @@ class Server:
         self.robots: str | int = 404
         self.files: dict[str, bytes] = {}
         self.pause: Callable[[str], float] = lambda name: 0.0  # seconds before each answer
+        # Whether the answer of a name's so-manieth request is still held back.
+        self.holds: Callable[[str, int], bool] = lambda name, times: False
         self.most_at_once = self._now = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -65,6 +67,8 @@ class Server:
             known = isinstance(self.robots, str)
             return web.Response(text=self.robots) if known else web.Response(status=self.robots)
         await asyncio.sleep(self.pause(name))
+        while self.holds(name, times):
+            await asyncio.sleep(0.05)
         if name in self.files:
             return web.Response(body=self.files[name])
         if kind in STREAMS:

@@ -23,11 +23,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("base", "data_pipeline", "slurm", "trainer", "unclip")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-_RUN = re.compile(r"(unclip|torchrun) ")
+_RUN = re.compile(r"(unclip|torchrun|echo) ")
 
 
 def lines_of(page: Path) -> Iterator[str]:
-    """The lines of a page's bash blocks that run a command of ours, demo's own first run left out.
+    """The lines of a page's bash blocks that run a command of ours, or write a file for one.
 
     `make` builds an environment of its own; its targets call what is run here.
     """
@@ -35,6 +35,12 @@ def lines_of(page: Path) -> Iterator[str]:
         for line in block[1].replace("\\\n", " ").splitlines():
             if _RUN.match(line):
                 yield line
+
+
+def write_configs(page: Path, folder: Path) -> None:
+    """Puts a page's YAML blocks that begin with `# NAME.yaml` into files of that name."""
+    for block in re.finditer(r"^```yaml\n# (\w+\.yaml)\n(.*?)^```", page.read_text(), re.S | re.M):
+        (folder / block[1]).write_text(block[2])
 
 
 def smaller(line: str) -> str:
@@ -89,6 +95,7 @@ def test_a_page_s_commands_run_in_order(page: Path, project: Path, tmp_path: Pat
         shutil.copytree(project / "runs" / "demo", tmp_path / name)
     for name in ("photos", "path/to/pairs"):
         shutil.copytree(project / "photos", tmp_path / name)
+    write_configs(page, tmp_path)
     with web_of(tmp_path / "photos", tmp_path / "laion.parquet"):
         for line in lines_of(page):
             run(smaller(line), tmp_path, project)
@@ -96,7 +103,7 @@ def test_a_page_s_commands_run_in_order(page: Path, project: Path, tmp_path: Pat
 
 @contextmanager
 def web_of(folder: Path, table: Path) -> Iterator[None]:
-    """A web server for the pictures of a folder, and a table with LAION's columns that leads there.
+    """A web server for the pictures of a folder, and a table like LAION's that leads there.
 
     Every address ending in 7.jpg fails at first: there is something to try again.
     """
@@ -119,7 +126,9 @@ def web_of(folder: Path, table: Path) -> Iterator[None]:
         pictures = sorted(path.relative_to(folder) for path in folder.rglob("*.jpg"))
         urls = [f"{here}/{path}" for path in pictures]
         captions = [(folder / path).with_suffix(".txt").read_text() for path in pictures]
-        pq.write_table(pa.table({"URL": urls, "TEXT": captions}), table)
+        columns = {"aesthetic": 5.5, "punsafe": 0.1, "license": "cc0", "source": "web"}
+        more = {name: [value] * len(urls) for name, value in columns.items()}
+        pq.write_table(pa.table({"URL": urls, "TEXT": captions, **more}), table)
         yield
         server.shutdown()
 
