@@ -100,7 +100,7 @@ def _is_a(path: Place, suffix: str) -> bool:
 
 def _scan_one(path: Place, name: str, listing: Place, named: ColumnsConfig) -> Source:
     if path.is_dir():
-        return pairs.scan(path, name, listing)
+        return pairs.scan(path, name, listing, named)
     if path.suffix == ".parquet" or texts.kind_of(path) in texts.SUFFIXES:
         return tables.scan(path, name, listing, named)
     if path.suffix == ".tar":
