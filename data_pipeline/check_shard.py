@@ -16,6 +16,7 @@ import simplejpeg
 from PIL import Image
 
 from base.places import Place
+from data_pipeline.commits import is_current
 from data_pipeline.embed import CLIP_NOTE
 from data_pipeline.features import cosine
 from data_pipeline.parquet import read_table
@@ -57,6 +58,14 @@ class Problems:
         """Records a problem when two values differ."""
         if got != expected:
             self.add(where, f"{what}: got {got}, expected {expected}")
+
+
+def check_current(path: Path, further: Commit, own: Commit, problems: Problems) -> None:
+    """That a further set's rows, committed at `path`, are of the shard's present tar."""
+    if is_current(further, own):
+        return
+    told = "were made of another tar" if further.tar_sha256 else "do not say of which tar they are"
+    problems.add(path, f"its rows {told}; run `unclip data embed` again")
 
 
 def check_rejected(root: Place, commit: Commit, problems: Problems) -> list[int]:

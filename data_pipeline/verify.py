@@ -20,6 +20,7 @@ from base.store_errors import StoreError
 from data_pipeline.check_selections import check_selections
 from data_pipeline.check_shard import (
     Problems,
+    check_current,
     check_embeddings,
     check_metadata,
     check_no_tar,
@@ -152,6 +153,8 @@ def _check_shard(
             result.commit = commit
         else:
             result.further.append(commit)
+            if result.commit is not None:
+                check_current(path, commit, result.commit, problems)
     commits = [result.commit, *result.further] if result.commit is not None else []
     if commits and all((root / name).is_file() for c in commits for name in c.files):
         _check_content(root, info, commits[0], first_row, names, problems)

@@ -227,12 +227,13 @@ class Commit:
     kept: int
     rejected: int
     files: Mapping[str, FileRecord]
+    tar_sha256: str | None = None  # of a further embedding set: the tar that it was made of
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, files sorted by path."""
+        """Plain data, files sorted by path, without what it does not say."""
         data = asdict(self)
         data["files"] = {name: asdict(self.files[name]) for name in sorted(self.files)}
-        return data
+        return {name: value for name, value in data.items() if value is not None}
 
 
 def read_dataset(root: Place) -> DatasetInfo:

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from base.errors import UserError
+from data_pipeline.commits import done
 from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import embed
 from data_pipeline.pipeline import prepare
+from data_pipeline.schema.dataset import EMBEDDED
 from data_pipeline.shards import write_embeddings
 from data_pipeline.verify import require_whole, verify
 
@@ -129,6 +131,54 @@ def test_metadata_that_disagrees_with_the_tar_is_found(copy: Path) -> None:
     pq.write_table(swapped, copy / name)
     recommit(copy, name)
     assert any("caption of .txt, metadata" in problem for problem in problems(copy))
+
+
+def test_a_further_set_follows_pictures_that_were_made_again(
+    tmp_path: Path,
+    ray_cluster: None,
+    pairs_folder: Callable[[Path, int], Path],
+    picture_bytes: Callable[..., bytes],
+) -> None:
+    """A shard's picture is another one of the same size; the other shard stays as it is."""
+    folder, out = pairs_folder(tmp_path / "in", 4), tmp_path / "out"
+    config = PrepareConfig(image_size=32, samples_per_shard=2)
+    pictures = [picture_bytes(50), picture_bytes(51)]
+    one, other = (data.ljust(max(map(len, pictures)), b"\0") for data in pictures)
+    (folder / "00001.jpg").write_bytes(one)
+    prepare([folder], out, "none", config)
+    embed(out, "random:1", "second")
+    stale = np.load(out / "embeddings/second/img_emb/img_emb_00000.npy")
+    kept = (out / "embeddings/second/img_emb/img_emb_00001.npy").stat().st_mtime_ns
+    (folder / "00001.jpg").write_bytes(other)
+    (out / "shards" / "00000.tar").unlink()
+    prepare([folder], out, "none", config)
+    assert verify(out).problems == (
+        "embeddings/second/commits/00000.json: its rows were made of another tar; "
+        "run `unclip data embed` again",
+    )
+    embed(out, "random:1", "second")
+    assert verify(out).whole
+    fresh = np.load(out / "embeddings/second/img_emb/img_emb_00000.npy")
+    assert (fresh[0] == stale[0]).all()
+    assert (fresh[1] != stale[1]).any()
+    assert (out / "embeddings/second/img_emb/img_emb_00001.npy").stat().st_mtime_ns == kept
+
+
+def test_a_further_set_that_does_not_say_its_tars_is_made_again(copy: Path) -> None:
+    """As those of earlier versions do not."""
+    path = copy / "embeddings/second/commits/00000.json"
+    told = path.read_bytes()
+    commit = json.loads(told)
+    del commit["tar_sha256"]
+    path.write_text(json.dumps(commit, indent=2, ensure_ascii=False) + "\n")
+    assert problems(copy) == [
+        "embeddings/second/commits/00000.json: its rows do not say of which tar they "
+        "are; run `unclip data embed` again"
+    ]
+    assert done(copy, range(2), EMBEDDED, "second") == {1}
+    embed(copy, "random:1", "second")
+    assert path.read_bytes() == told
+    assert problems(copy) == []
 
 
 def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
