@@ -19,6 +19,7 @@ from data_pipeline.schema.dataset import (
     tar_path,
 )
 
+NOT_RECORDED = "not recorded"  # of published embeddings, and by earlier versions
 _REQUESTS = 32  # to a store at once
 _SHARDS = 8  # that are published to a store at once: mostly waiting
 
@@ -60,6 +61,12 @@ def is_current(further: Commit | None, own: Commit | None) -> bool:
     if further is None or own is None:
         return False
     return further.tar_sha256 == tar_sha256(own)
+
+
+def device_kinds(commits: Iterable[Commit]) -> tuple[str, ...]:
+    """What computed the embeddings of some shards, where anything was to be computed."""
+    embedded = [commit for commit in commits if commit.kept and commit.stage == EMBEDDED]
+    return tuple(sorted({kind for c in embedded for kind in c.devices or (NOT_RECORDED,)}))
 
 
 def _is_whole(commit: Commit | None, stage: str, size: Callable[[str], int | None]) -> bool:

@@ -62,15 +62,16 @@ def embed_shard(pool: ClipPool, root: Place, shard: int, name: str | None, attem
         for (offset, length), caption in zip(places, table["caption"].to_pylist(), strict=True):
             features.add(pool.crop(simplejpeg.decode_jpeg(part(offset, length), "RGBX")), caption)
     embedded = features.finish()
+    after = replace(before, stage=EMBEDDED, devices=embedded.devices)
     files = write_rows(attempt, shard, embedded, name)
     if name is not None:
         record = clip_path(root, name)
         size = record.stat().st_size
         files[str(clip_path(Path(), name))] = FileRecord(sha256_file(record), size, 1)
-        return replace(before, stage=EMBEDDED, files=files, tar_sha256=tar_sha256(before))
+        return replace(after, files=files, tar_sha256=tar_sha256(before))
     path = metadata_path(Path(), shard)
     files[str(path)] = write_parquet(attempt / path.name, with_columns(table, embedded, pool.info))
-    return replace(before, stage=EMBEDDED, files={**before.files, **files})
+    return replace(after, files={**before.files, **files})
 
 
 def write_rows(

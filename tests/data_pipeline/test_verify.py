@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from base.errors import UserError
+from data_pipeline import cli
 from data_pipeline.commits import done
 from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import embed
 from data_pipeline.pipeline import prepare
 from data_pipeline.schema.dataset import EMBEDDED
 from data_pipeline.shards import write_embeddings
+from data_pipeline.status import status
 from data_pipeline.verify import require_whole, verify
+
+DEVICES = re.compile(rb'(?<="devices": \[\n    ")[^"]*')  # of a commit
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,7 @@ def test_a_whole_dataset_has_no_problems(whole: Path) -> None:
 
 
 def test_a_flipped_bit_is_found_in_every_file(copy: Path) -> None:
+    """But in the name of a device, of which there is nothing that would prove it."""
     generator = random.Random(0)
     files = sorted(path for path in copy.rglob("*") if path.is_file())
     assert len(files) == 23
@@ -64,6 +70,8 @@ def test_a_flipped_bit_is_found_in_every_file(copy: Path) -> None:
         for _ in range(6):
             damaged = bytearray(original)
             damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
+            if DEVICES.sub(b"", damaged) == DEVICES.sub(b"", original):
+                continue
             path.write_bytes(damaged)
             assert problems(copy), f"{path} was changed and nobody saw"
         path.write_bytes(original)
@@ -179,6 +187,23 @@ def test_a_further_set_that_does_not_say_its_tars_is_made_again(copy: Path) -> N
     embed(copy, "random:1", "second")
     assert path.read_bytes() == told
     assert problems(copy) == []
+
+
+def test_a_mix_of_devices_is_allowed_and_told(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(copy).devices == status(copy).devices == {"": ("cpu",), "second": ("cpu",)}
+    for name, devices in (("commits/00001.json", ["A GPU"]), ("commits/00000.json", None)):
+        commit = json.loads((copy / name).read_bytes())
+        del commit["devices"]
+        commit |= {"devices": devices} if devices else {}
+        (copy / name).write_text(json.dumps(commit, indent=2, ensure_ascii=False) + "\n")
+    report = verify(copy)
+    assert report.whole
+    assert report.devices == {"": ("A GPU", "not recorded"), "second": ("cpu",)}
+    cli.status(str(copy))
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("devices")]
+    assert told == ["devices   A GPU, not recorded", "devices   cpu (second)"]
 
 
 def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
