@@ -117,6 +117,7 @@ _READERS = {
     "tar": tars.read,
     "table": tables.read,
     "embeddings": embeddings.read,
+    "retry": tables.read,  # the listing of another pass
 }
 
 
