@@ -79,7 +79,7 @@ def _chain(dataset: Place) -> list[Place]:
     while True:
         read_dataset(chain[0])
         inputs = recorded_inputs(chain[0])
-        if inputs[0]["kind"] != "retry":
+        if [item["kind"] for item in inputs] != ["retry"]:
             return chain
         earlier = place(inputs[0]["name"].removesuffix(_NAME))
         if earlier in chain:
