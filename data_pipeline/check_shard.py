@@ -15,6 +15,7 @@ import pyarrow as pa
 import simplejpeg
 from PIL import Image
 
+from data_pipeline.commits import is_current
 from data_pipeline.embed import CLIP_NOTE
 from data_pipeline.features import cosine
 from data_pipeline.problems import Problems
@@ -41,6 +42,14 @@ from data_pipeline.shards import read_note, ustar_header
 
 _END = b"\0" * 1024
 _SIMILARITY_ERROR = 1e-6
+
+
+def check_current(path: Path, further: Commit, own: Commit, problems: Problems) -> None:
+    """That a further set's rows, committed at `path`, are of the shard's present tar."""
+    if is_current(further, own):
+        return
+    told = "were made of another tar" if further.tar_sha256 else "do not say of which tar they are"
+    problems.add(path, f"its rows {told}; run `unclip data embed` again")
 
 
 def check_rejected(files: ShardFiles, commit: Commit, problems: Problems) -> list[int]:

@@ -229,6 +229,8 @@ def status(dataset: _Dataset, json: _Json = False) -> None:
     state = "finished" if found.finished else "not finished"
     typer.echo(f"{dataset}: {state}")
     typer.echo(f"shards    {found.shards_done}/{found.shards}, {found.shards_embedded} embedded")
+    for name, kinds in found.devices.items():
+        typer.echo(f"devices   {', '.join(kinds)}{f' ({name})' if name else ''}")
     typer.echo(f"rows      {found.rows_done}/{found.rows}")
     typer.echo(f"kept      {found.kept}")
     typer.echo(f"rejected  {found.rejected}")

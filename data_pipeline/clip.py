@@ -44,6 +44,13 @@ class Clip:
     tokenize: Callable[[list[str]], torch.Tensor]
     device: torch.device
 
+    @property
+    def device_kind(self) -> str:
+        """What computes: cpu, or the GPU's name."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return self.device.type
+
     def images(self, pictures: list[npt.NDArray[np.uint8]]) -> torch.Tensor:
         """Raw image features of RGB pictures [H, W, 3], float32 [n, D]."""
         return self.crops(np.stack([self.crop(picture) for picture in pictures]))

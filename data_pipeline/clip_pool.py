@@ -28,7 +28,8 @@ _LEAST_SECONDS = 30.0  # that the others may take longer than the first
 _POLL_SECONDS = 0.5
 _THREADS = 1  # per actor, whatever the machine has: sums in another order give other bytes
 
-Features = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]  # image, text: [n, D] each
+# Image and text, [n, D] each, and on what kind of device they were computed.
+Features = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], str]
 
 
 class ClipActor:
@@ -56,7 +57,8 @@ class ClipActor:
         loaded = self._clip(clip, precision)
         with torch.inference_mode():
             image = loaded.crops(crops)
-            return image.cpu().numpy(), loaded.texts(captions).cpu().numpy()
+            text = loaded.texts(captions)
+            return image.cpu().numpy(), text.cpu().numpy(), loaded.device_kind
 
     def _clip(self, clip: str, precision: Precision) -> Clip:
         if self._loaded is None or self._loaded[0] != (clip, precision):

@@ -16,15 +16,22 @@ from data_pipeline.schema.dataset import (
     Commit,
     commit_path,
     read_commit,
+    tar_path,
 )
 
+NOT_RECORDED = "not recorded"  # of published embeddings, and by earlier versions
 _REQUESTS = 32  # to a store at once
 _SHARDS = 8  # that are published to a store at once: mostly waiting
 
 
 def is_done(root: Place, shard: int, stage: str, name: str | None = None) -> bool:
-    """Whether the shard reached `stage` and its files are there with their committed sizes."""
-    return _is_whole(read_commit(root, shard, name), stage, lambda path: _size(root / path))
+    """Whether the shard reached `stage` and its files are there with their committed sizes.
+
+    Of a further set also whether it was made of the pictures that are there now.
+    """
+    commit = read_commit(root, shard, name)
+    current = name is None or is_current(commit, read_commit(root, shard))
+    return current and _is_whole(commit, stage, lambda path: _size(root / path))
 
 
 def done(root: Place, shards: Iterable[int], stage: str, name: str | None = None) -> set[int]:
@@ -34,12 +41,32 @@ def done(root: Place, shards: Iterable[int], stage: str, name: str | None = None
         return {shard for shard in shards if is_done(root, shard, stage, name)}
     sizes = {str(path.relative_to(root)): path.stat().st_size for path in root.rglob()}
     there = [shard for shard in shards if str(commit_path(Path(), shard, name)) in sizes]
-    commits = read_commits(root, there, name)
+    commits = list(read_commits(root, there, name))
+    own = commits if name is None else list(read_commits(root, there))
     return {
         shard
-        for shard, commit in zip(there, commits, strict=True)
-        if _is_whole(commit, stage, sizes.get)
+        for shard, commit, of_shard in zip(there, commits, own, strict=True)
+        if (name is None or is_current(commit, of_shard)) and _is_whole(commit, stage, sizes.get)
     }
+
+
+def tar_sha256(own: Commit) -> str | None:
+    """Of the tar that a shard's own commit tells of; None where nothing was kept."""
+    record = own.files.get(str(tar_path(Path(), own.shard)))
+    return None if record is None else record.sha256
+
+
+def is_current(further: Commit | None, own: Commit | None) -> bool:
+    """Whether a further set's rows were made of the tar that the shard has."""
+    if further is None or own is None:
+        return False
+    return further.tar_sha256 == tar_sha256(own)
+
+
+def device_kinds(commits: Iterable[Commit]) -> tuple[str, ...]:
+    """What computed the embeddings of some shards, where anything was to be computed."""
+    embedded = [commit for commit in commits if commit.kept and commit.stage == EMBEDDED]
+    return tuple(sorted({kind for c in embedded for kind in c.devices or (NOT_RECORDED,)}))
 
 
 def _is_whole(commit: Commit | None, stage: str, size: Callable[[str], int | None]) -> bool:

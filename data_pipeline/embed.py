@@ -20,7 +20,7 @@ from data_pipeline.attempts import attempt_at, work_folder
 from data_pipeline.clip_pool import ClipPool, start_pool
 from data_pipeline.clip_spec import ClipSpec, find_clip
 from data_pipeline.cluster import cluster, cpus, run_bounded
-from data_pipeline.commits import done, publish_all, read_commits, write_commit
+from data_pipeline.commits import done, publish_all, read_commits, tar_sha256, write_commit
 from data_pipeline.config import EmbedConfig, Precision
 from data_pipeline.features import Embedded, ShardFeatures
 from data_pipeline.parquet import read_schema, read_table
@@ -62,15 +62,16 @@ def embed_shard(pool: ClipPool, root: Place, shard: int, name: str | None, attem
         for (offset, length), caption in zip(places, table["caption"].to_pylist(), strict=True):
             features.add(pool.crop(simplejpeg.decode_jpeg(part(offset, length), "RGBX")), caption)
     embedded = features.finish()
+    after = replace(before, stage=EMBEDDED, devices=embedded.devices)
     files = write_rows(attempt, shard, embedded, name)
     if name is not None:
         record = clip_path(root, name)
         size = record.stat().st_size
         files[str(clip_path(Path(), name))] = FileRecord(sha256_file(record), size, 1)
-        return replace(before, stage=EMBEDDED, files=files)
+        return replace(after, files=files, tar_sha256=tar_sha256(before))
     path = metadata_path(Path(), shard)
     files[str(path)] = write_parquet(attempt / path.name, with_columns(table, embedded, pool.info))
-    return replace(before, stage=EMBEDDED, files={**before.files, **files})
+    return replace(after, files={**before.files, **files})
 
 
 def write_rows(
@@ -114,8 +115,9 @@ def embed(
 ) -> DatasetInfo:
     """Adds embeddings to a DATASET: its first set, or with `name` a further one beside it.
 
-    Goes on where an interrupted run ended, and does nothing when all is there. The bytes are those
-    of preparing with this CLIP in one pass. Samples are counted in a bar of their own, or in `bar`.
+    Goes on where an interrupted run ended, and does nothing when all is there; rows of a further
+    set are made anew where the pictures were. The bytes are those of preparing with this CLIP in
+    one pass. Samples are counted in a bar of their own, or in `bar`.
 
     Raises:
         UserError: `dataset` is none or unfinished, the CLIP cannot be loaded, or another CLIP's

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ class Embedded:
     image: Half
     text: Half
     columns: dict[str, Single]  # similarity, img_norm, text_norm
+    devices: tuple[str, ...]  # the kinds that computed them
 
 
 @dataclass
@@ -78,9 +79,10 @@ class ShardFeatures:
             "img_norm": img_norm,
             "text_norm": text_norm,
         }
-        return Embedded(image, text, columns)
+        devices = {device for _, _, device in self._done}
+        return Embedded(image, text, columns, tuple(sorted(devices)))
 
-    def _joined(self, which: int) -> Single:
+    def _joined(self, which: Literal[0, 1]) -> Single:
         return np.concatenate([features[which] for features in self._done])
 
     def _send(self) -> None:

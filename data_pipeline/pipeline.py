@@ -53,7 +53,6 @@ def prepare(
     *,
     ray_address: str | None = None,
     bar: Progress | None = None,
-    part: int | None = None,
 ) -> DatasetInfo:
     """Makes the DATASET `out` from folders of pairs, tables and webdataset tars.
 
@@ -62,7 +61,7 @@ def prepare(
     it has none and `clip` asks for them). Rows are counted in a bar of their own, or in `bar`.
 
     Raises:
-        TooManyShards: the inputs make more than a DATASET holds, and no `part` is named.
+        TooManyShards: the inputs make more than a DATASET holds.
         UserError: bad inputs; inputs, config or CLIP other than `out` was begun with; `out` in use.
         NothingUsable: no rows, or none that could be kept.
         Stopped, KeyboardInterrupt: asked to stop; what was committed stays.
@@ -73,7 +72,7 @@ def prepare(
     def scan(work: Place) -> list[Source]:
         return sources.scan(inputs, work, settings.columns)
 
-    return prepare_sources(scan, out, clip, settings, ray_address=ray_address, bar=bar, part=part)
+    return prepare_sources(scan, out, clip, settings, ray_address=ray_address, bar=bar)
 
 
 def prepare_parts(
@@ -86,18 +85,25 @@ def prepare_parts(
 ) -> Iterator[tuple[Place, DatasetInfo]]:
     """`prepare` of inputs of any size: `out`, or `out`-000, `out`-001, … of 10⁵ shards each.
 
-    Rows keep their positions in the whole input. Errors are those of `prepare`.
+    Rows keep their positions in the whole input. However many parts there are, it is scanned twice:
+    to learn their number, and for all of them. Errors are those of `prepare`.
     """
+    settings = config or PrepareConfig()
     try:
-        info = prepare(inputs, out, clip, config, ray_address=ray_address)
+        info = prepare(inputs, out, clip, settings, ray_address=ray_address)
     except TooManyShards as too_many:
         parts = too_many.parts
     else:
         yield out, info
         return
-    for part in range(parts):
-        place = out.parent / f"{out.name}-{part:03d}"
-        yield place, prepare(inputs, place, clip, config, ray_address=ray_address, part=part)
+    with _removed_if_empty(out), Lease(out), work_folder(out) as work:  # for the listings alone
+        found = sources.scan(inputs, work, settings.columns)
+        for part in range(parts):
+            place = out.parent / f"{out.name}-{part:03d}"
+            made = prepare_sources(
+                lambda _: found, place, clip, settings, ray_address=ray_address, part=part
+            )
+            yield place, made
 
 
 def prepare_sources(
@@ -135,13 +141,12 @@ def prepare_sources(
 
 @contextmanager
 def _removed_if_empty(out: Place) -> Iterator[None]:
-    """Leaves no empty folder behind when nothing could be begun."""
+    """Leaves no empty folder behind, such as when nothing could be begun."""
     try:
         yield
-    except BaseException:
+    finally:
         with suppress(OSError):
             out.rmdir()
-        raise
 
 
 def _check_target(out: Place) -> None:

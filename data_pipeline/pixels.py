@@ -106,13 +106,14 @@ def make_shard(job: Job, attempt: Path) -> Commit:
                     features.add(made.crop, made.row.captions[0])
             else:
                 rows.rejected.append(rejected_row(made.position, made.row, made.problem))
-    files = {}
+    files, devices = {}, tuple[str, ...]()
     if rows.kept:
         files[str(tar_path(root, shard))] = tar.file.record(len(rows.kept))
         table = _metadata(rows, job.extra)
         if features is not None and job.pool is not None:
             embedded = features.finish()
             files |= write_rows(attempt, shard, embedded)
+            devices = embedded.devices
             table = with_columns(table, embedded, job.pool.info)
         path = metadata_path(root, shard)
         files[str(path)] = write_parquet(attempt / path.name, table)
@@ -121,8 +122,16 @@ def make_shard(job: Job, attempt: Path) -> Commit:
     path = rejected_path(root, shard)
     rejected = pa.Table.from_pylist(rows.rejected, schema=REJECTED_SCHEMA)
     files[str(path)] = write_parquet(attempt / path.name, rejected)
-    stage = PIXELS if job.pool is None else EMBEDDED
-    return Commit(VERSION, stage, shard, job.plan.count, len(rows.kept), len(rows.rejected), files)
+    return Commit(
+        version=VERSION,
+        stage=PIXELS if job.pool is None else EMBEDDED,
+        shard=shard,
+        input=job.plan.count,
+        kept=len(rows.kept),
+        rejected=len(rows.rejected),
+        files=files,
+        devices=devices,
+    )
 
 
 def _input_rows(job: Job) -> Iterator[tuple[int, Row]]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from base.config import fingerprint
 from base.errors import NothingUsable, UserError
 from base.files import atomic_path
-from base.places import Place
+from base.places import Place, place
 from data_pipeline import columns, sources
-from data_pipeline.config import PrepareConfig
+from data_pipeline.config import ColumnsConfig, PrepareConfig
 from data_pipeline.parquet import read_table
 from data_pipeline.pipeline import prepare_sources
 from data_pipeline.plan import read_config, recorded_inputs, require_same_inputs
@@ -23,7 +28,10 @@ from data_pipeline.schema.dataset import RETRYABLE, DatasetInfo, read_dataset, r
 from data_pipeline.sources import Source, tables
 
 _READ_ROWS = 1000  # read together where several of them are wanted
-SOURCE_ROW = "source_row"  # of the first DATASET's input
+SOURCE_ROW = "source_row"  # of the input that the first DATASET was made of
+_NAME = " (retry)"  # behind a DATASET's own, in the plan of another pass over it
+
+Positions = npt.NDArray[np.int64]  # [n], ascending
 
 
 def retry(
@@ -36,44 +44,92 @@ def retry(
 ) -> DatasetInfo:
     """Makes the DATASET `out` of the rows of `dataset` that were rejected for what may pass.
 
-    The inputs must be where they were, unchanged. Goes on where an interrupted run ended.
+    The inputs must be where they were, unchanged; where `dataset` is another pass itself, so must
+    be the DATASETs that led to it. Goes on where an interrupted run ended.
 
     Raises:
-        UserError: `dataset` is none or unfinished, or its inputs are gone or changed.
+        UserError: `dataset` is none or unfinished, or what it was made of is gone or changed.
         NothingUsable: no row of it can be tried again.
     """
-    info = read_dataset(dataset)
-    wanted = _retryable(dataset, info.shards)
-    if not wanted:
+    passes = [(made, _retryable(made)) for made in _chain(dataset)]
+    if not len(passes[-1][1]):
         raise NothingUsable(f"{dataset}: no row was rejected for a reason that may pass")
     config = config or read_config(dataset)
 
     def scan(work: Place) -> list[Source]:
-        inputs = [item["name"] for item in recorded_inputs(dataset)]
-        before = sources.scan(inputs, work, read_config(dataset).columns)
-        require_same_inputs(dataset, before)
+        origin, wanted = passes[0]
+        named = read_config(origin).columns
+        before = sources.scan([item["name"] for item in recorded_inputs(origin)], work, named)
+        require_same_inputs(origin, before)
         listing = work / "retry.parquet"
+        for (earlier, _), (later, again) in itertools.pairwise(passes):
+            require_same_inputs(later, [_source(earlier, listing, before, named, wanted)])
+            wanted = wanted[again]
         _write_listing(listing, before, wanted, config.max_bytes)
-        return [tables.scan(listing, f"{dataset} (retry)", listing)]
+        found = _source(dataset, listing, before, named, wanted)
+        listed = tables.scan(listing, found.name, listing, found.columns)
+        return [replace(found, extra=listed.extra)]
 
     return prepare_sources(scan, out, clip, config, ray_address=ray_address)
 
 
-def _retryable(dataset: Place, shards: int) -> list[int]:
-    """Positions in the whole input, in order."""
-    found: list[int] = []
-    for shard in range(shards):
+def _chain(dataset: Place) -> list[Place]:
+    """The DATASETs that led to this one by passes, the one of the inputs first, this one last."""
+    chain = [dataset]
+    while True:
+        read_dataset(chain[0])
+        inputs = recorded_inputs(chain[0])
+        if [item["kind"] for item in inputs] != ["retry"]:
+            return chain
+        earlier = place(inputs[0]["name"].removesuffix(_NAME))
+        if earlier in chain:
+            raise UserError(
+                f"{chain[0]}: another pass over {earlier}, which is no earlier DATASET; "
+                "expected it where it was"
+            )
+        chain.insert(0, earlier)
+
+
+def _source(
+    dataset: Place, listing: Place, before: list[Source], named: ColumnsConfig, wanted: Positions
+) -> Source:
+    """Another pass over `dataset`, which is the wanted rows of the sources `before` it.
+
+    What it is held to are these rows, so a pass over it needs no listing to know it again.
+    """
+    told = [source.fingerprint for source in before]
+    extra = columns.union([source.extra for source in before])
+    key = named.key if named.key in extra.names else None
+    return Source(
+        kind="retry",
+        name=f"{dataset}{_NAME}",
+        path=str(listing.absolute()),
+        rows=len(wanted),
+        fingerprint=fingerprint(
+            [told, named.model_dump(), hashlib.sha256(wanted.tobytes()).hexdigest()]
+        ),
+        table=str(listing.absolute()),
+        extra=extra,
+        columns=ColumnsConfig(url="url", captions=("captions",), key=key),
+    )
+
+
+def _retryable(dataset: Place) -> Positions:
+    """Positions in the input of `dataset`."""
+    found = [np.empty(0, np.int64)]
+    for shard in range(read_dataset(dataset).shards):
         path = rejected_path(dataset, shard)
         try:
             table = read_table(path, columns=["row", "reason"])
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-        found += table.filter(pc.is_in(table["reason"], pa.array(RETRYABLE)))["row"].to_pylist()
-    return found
+        rows = table["row"].filter(pc.is_in(table["reason"], pa.array(RETRYABLE)))
+        found.append(rows.to_numpy())
+    return np.concatenate(found)
 
 
 def _write_listing(
-    path: Place, before: list[Source], wanted: list[int], max_bytes: int, rows_at_once: int = 1000
+    path: Place, before: list[Source], wanted: Positions, max_bytes: int, rows_at_once: int = 1000
 ) -> None:
     """The wanted rows as a table of addresses, in row groups: never all of them in memory."""
     extra = columns.union([source.extra for source in before])
@@ -107,16 +163,18 @@ def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _rows(before: list[Source], wanted: list[int], max_bytes: int) -> Iterator[tuple[int, Row]]:
+def _rows(before: list[Source], wanted: Positions, max_bytes: int) -> Iterator[tuple[int, Row]]:
     """The rows at the wanted positions of all sources laid end to end."""
-    start = 0
-    for source in before:
-        inside = [position - start for position in wanted if 0 <= position - start < source.rows]
-        for _, group in itertools.groupby(inside, lambda place: place // _READ_ROWS):
-            places = list(group)
-            first, count = places[0], places[-1] - places[0] + 1
-            chosen = set(places)
-            for place, row in enumerate(sources.read(source, first, count, max_bytes), first):
-                if place in chosen:
-                    yield start + place, row
-        start += source.rows
+    ends = list(itertools.accumulate(source.rows for source in before))
+    cuts = [0, *np.searchsorted(wanted, ends).tolist()]
+    for source, end, at, until in zip(before, ends, cuts[:-1], cuts[1:], strict=True):
+        start = end - source.rows
+        while at < until:
+            first = int(wanted[at])
+            block = start + ((first - start) // _READ_ROWS + 1) * _READ_ROWS
+            after = min(until, int(np.searchsorted(wanted, block)))
+            chosen = set(wanted[at:after].tolist())
+            count = int(wanted[after - 1]) - first + 1
+            found = sources.read(source, first - start, count, max_bytes)
+            yield from ((n, row) for n, row in enumerate(found, first) if n in chosen)
+            at = after

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from base.errors import UserError
 from base.places import Place
-from data_pipeline.commits import read_commits
+from data_pipeline.commits import device_kinds, read_commits
 from data_pipeline.parquet import read_table
 from data_pipeline.plan import planned_rows
 from data_pipeline.schema.dataset import (
@@ -33,6 +33,7 @@ class Status:
     rejected: int
     reasons: dict[str, int]
     further_embeddings: tuple[str, ...]
+    devices: dict[str, tuple[str, ...]]  # what computed each set; "" is the first one
 
 
 def status(dataset: Place) -> Status:
@@ -52,6 +53,11 @@ def status(dataset: Place) -> Status:
         if commit.rejected and path.is_file():
             reasons.update(read_table(path, columns=["reason"])["reason"].to_pylist())
     folder = dataset / "embeddings"
+    further = tuple(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else ()
+    devices = {"": device_kinds(commits)}
+    for name in further:
+        there = read_commits(dataset, range(len(planned)), name)
+        devices[name] = device_kinds(commit for commit in there if commit is not None)
     return Status(
         dataset=str(dataset),
         finished=(dataset / DATASET_FILE).is_file(),
@@ -63,7 +69,6 @@ def status(dataset: Place) -> Status:
         kept=sum(commit.kept for commit in commits),
         rejected=sum(commit.rejected for commit in commits),
         reasons=dict(reasons.most_common()),
-        further_embeddings=tuple(sorted(p.name for p in folder.iterdir()))
-        if folder.is_dir()
-        else (),
+        further_embeddings=further,
+        devices={name: kinds for name, kinds in devices.items() if kinds},
     )

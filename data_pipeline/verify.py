@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,12 +23,14 @@ from base.scratch import scratch_folder
 from base.store_errors import StoreError
 from data_pipeline.check_selections import check_selections
 from data_pipeline.check_shard import (
+    check_current,
     check_embeddings,
     check_metadata,
     check_no_tar,
     check_rejected,
     check_tar,
 )
+from data_pipeline.commits import device_kinds
 from data_pipeline.curate.samples import end_to_end
 from data_pipeline.plan import first_row, plan_fingerprint, planned_rows, read_config
 from data_pipeline.problems import Problems
@@ -68,6 +70,7 @@ class VerifyReport:
     files: int
     bytes: int
     embeddings: tuple[str, ...]  # "" is the first set
+    devices: Mapping[str, tuple[str, ...]]  # what computed each set: cpu, or GPUs by their names
     problems: tuple[str, ...]
 
     @property
@@ -80,7 +83,7 @@ class VerifyReport:
 class _ShardResult:
     problems: Problems = field(default_factory=Problems)
     commit: Commit | None = None  # of the shard itself
-    further: list[Commit] = field(default_factory=list)  # of further embedding sets
+    further: dict[str, Commit] = field(default_factory=dict)  # of further embedding sets
 
 
 def verify(dataset: Place) -> VerifyReport:
@@ -113,7 +116,8 @@ def verify(dataset: Place) -> VerifyReport:
             bar.advance(planned[shard] if shard < len(planned) else 0)
     commits = [result.commit for result in results if result.commit is not None]
     _check_totals(dataset, info, planned, commits, problems)
-    every = [*commits, *(commit for result in results for commit in result.further)]
+    further = {n: [r.further[n] for r in results if n in r.further] for n in names if n is not None}
+    every = [*commits, *itertools.chain.from_iterable(further.values())]
     files = {path: record for commit in every for path, record in commit.files.items()}
     _check_nothing_else(dataset, info, set(files), names, problems)
     _guarded(problems, FOLDER, lambda: _check_selections(dataset, info, commits, problems))
@@ -124,6 +128,7 @@ def verify(dataset: Place) -> VerifyReport:
         files=len(files),
         bytes=sum(record.bytes for record in files.values()),
         embeddings=tuple(name or "" for name in names),
+        devices={name or "": device_kinds(further[name] if name else commits) for name in names},
         problems=tuple(problems.found),
     )
 
@@ -184,8 +189,10 @@ def _check_shard(
         if name is None:
             result.commit = commit
         else:
-            result.further.append(commit)
-    commits = [result.commit, *result.further] if result.commit is not None else []
+            result.further[name] = commit
+            if result.commit is not None:
+                check_current(path, commit, result.commit, problems)
+    commits = [result.commit, *result.further.values()] if result.commit is not None else []
     if commits and all((root / name).is_file() for c in commits for name in c.files):
         _check_content(files, info, commits[0], first_row, names, problems)
     files.read_rest()

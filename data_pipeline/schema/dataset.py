@@ -232,12 +232,14 @@ class Commit:
     kept: int
     rejected: int
     files: Mapping[str, FileRecord]
+    tar_sha256: str | None = None  # of a further embedding set: the tar that it was made of
+    devices: tuple[str, ...] = ()  # what computed the embeddings: cpu, or GPUs by their names
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, files sorted by path."""
+        """Plain data, files sorted by path, without what it does not say."""
         data = asdict(self)
         data["files"] = {name: asdict(self.files[name]) for name in sorted(self.files)}
-        return data
+        return {name: value for name, value in data.items() if value not in (None, ())}
 
 
 def read_dataset(root: Place) -> DatasetInfo:
@@ -282,7 +284,7 @@ def read_commit(root: Place, shard: int, name: str | None = None) -> Commit | No
     _require_version(data, path)
     try:
         files = {file: FileRecord(**record) for file, record in data["files"].items()}
-        return Commit(**{**data, "files": files})
+        return Commit(**{**data, "files": files, "devices": tuple(data.get("devices", ()))})
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: not a commit record ({_one_line(error)})") from error
 

@@ -100,7 +100,7 @@ def _is_a(path: Place, suffix: str) -> bool:
 
 def _scan_one(path: Place, name: str, listing: Place, named: ColumnsConfig) -> Source:
     if path.is_dir():
-        return pairs.scan(path, name, listing)
+        return pairs.scan(path, name, listing, named)
     if path.suffix == ".parquet" or texts.kind_of(path) in texts.SUFFIXES:
         return tables.scan(path, name, listing, named)
     if path.suffix == ".tar":
@@ -117,6 +117,7 @@ _READERS = {
     "tar": tars.read,
     "table": tables.read,
     "embeddings": embeddings.read,
+    "retry": tables.read,  # the listing of another pass
 }
 
 

@@ -23,6 +23,7 @@ from base.places import Place, children, place
 from data_pipeline.config import ColumnsConfig
 from data_pipeline.parquet import open_parquet, read_schema
 from data_pipeline.row import Rejection, Row
+from data_pipeline.sources.files import store_tag
 from data_pipeline.sources.source import Source, Vectors, clean_captions, table_rows
 from data_pipeline.sources.tables import (
     Roles,
@@ -159,13 +160,16 @@ def _header(path: Place) -> _Array:
 
 
 def _edges(path: Place) -> bytes:
-    """Size, beginning and end: reading all of a terabyte to plan would take hours."""
+    """Size, beginning and end: reading all of a terabyte to plan would take hours.
+
+    Of an object in a store its tag as well.
+    """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         head = file.read(_EDGE)
         file.seek(max(0, size - _EDGE))
-        return f"{size} ".encode() + head + file.read()
+        return f"{size} {store_tag(path)}".encode() + head + file.read()
 
 
 def read_vectors(source: Source, first: int, count: int) -> tuple[Rows, Rows | None]:

@@ -9,6 +9,14 @@ from base.stores import StorePath
 from data_pipeline.row import Rejection
 
 
+def store_tag(path: Place) -> str:
+    """What a store says of an object that changes with its content; of other files nothing.
+
+    What web servers say may differ from one of them to the next.
+    """
+    return path.stat().tag if isinstance(path, StorePath) and not path.on_web else ""
+
+
 def read_file(path: Place, shown: str, max_bytes: int) -> bytes:
     """A regular file's bytes; raises Rejection when there are none to have."""
     try:

@@ -16,8 +16,9 @@ import pyarrow as pa
 from base.ahead import map_ahead
 from base.errors import NothingUsable, UserError
 from base.places import Place, place
-from base.stores import StorePath
+from base.stores import Stat, StorePath
 from data_pipeline import columns
+from data_pipeline.config import ColumnsConfig
 from data_pipeline.row import Rejection, Row
 from data_pipeline.sources import img2dataset
 from data_pipeline.sources.files import read_file
@@ -46,6 +47,8 @@ from data_pipeline.sources.texts import BAD
 
 TABLES = tuple(f"captions{suffix}" for suffix in SUFFIXES)
 _COLUMN = "column:"  # before a listing's columns that came from the captions table
+_SMALL = 16 << 20  # bytes of a text or sidecar
+_AT_ONCE = 500  # pairs whose texts one thread reads
 _LIST = pa.list_(pa.binary())  # text of unknown honesty: workers decode it and say which is bad
 
 
@@ -60,8 +63,10 @@ class _Captions:
     bad: dict[str, str] = field(default_factory=dict)  # of its lines that are none: what is wrong
 
 
-def scan(folder: Place, name: str, listing: Place) -> Source:
+def scan(folder: Place, name: str, listing: Place, named: ColumnsConfig) -> Source:
     """Lists the folder's pairs, sorted by the bytes of their relative paths.
+
+    `named` are columns of its captions table.
 
     Raises:
         NothingUsable: the folder is empty, or nothing in it has a caption.
@@ -70,7 +75,7 @@ def scan(folder: Place, name: str, listing: Place) -> Source:
     files = _walk(folder)
     if not files:
         raise NothingUsable(f"{folder}: the folder is empty")
-    captions = _load_captions(folder)
+    captions = _load_captions(folder, named)
     texts = {path[: -len(".txt")] for path in files if path.endswith(".txt")}
     pictures = _pictures(files, texts, captions)
     if not pictures:
@@ -107,14 +112,14 @@ def first_pair(folder: Place) -> str | None:
     return min((f"{stem}.txt" for stem in stems if f"{stem}.txt" in files), default=None)
 
 
-def _walk(folder: Place) -> dict[str, int | None]:
-    """Relative paths of all files, hidden ones left out, with the sizes that a store's list has."""
+def _walk(folder: Place) -> dict[str, Stat | None]:
+    """Relative paths of all files, hidden ones left out, with what a store's list says of them."""
     if isinstance(folder, StorePath):
         inside = len(f"{folder}/")
-        sizes = {str(path)[inside:]: path.stat().st_size for path in folder.rglob()}
+        found_there = {str(path)[inside:]: path.stat() for path in folder.rglob()}
         return {
-            path: size
-            for path, size in sizes.items()
+            path: stat
+            for path, stat in found_there.items()
             if not any(part.startswith(".") for part in path.split("/"))
         }
     found: set[str] = set()
@@ -130,12 +135,12 @@ def _walk(folder: Place) -> dict[str, int | None]:
     return dict.fromkeys(found)
 
 
-def _load_captions(folder: Place) -> _Captions:
+def _load_captions(folder: Place, named: ColumnsConfig) -> _Captions:
     path = next((folder / name for name in TABLES if (folder / name).is_file()), None)
     if path is None:
         return _Captions()
     table = load_table(path)
-    roles = find_roles(table.schema, str(path), picture=False)
+    roles = find_roles(table.schema, str(path), picture=False, named=named)
     if roles.path is None:
         raise UserError(f"{path}: no column with the files' names (such as `file`)")
     captions = _Captions(table, roles)
@@ -210,28 +215,56 @@ def _listing(
 
 
 def _fingerprint(
-    folder: Place, files: Mapping[str, int | None], table: pa.Table, captions: _Captions
+    folder: Place, files: Mapping[str, Stat | None], table: pa.Table, captions: _Captions
 ) -> str:
+    """Hash of what the texts, sidecars and captions table hold, and of the pictures' sizes."""
+    names = [table[name].to_pylist() for name in ("file", "txt", "json")]
+    rows = list(zip(*names, strict=True))
+    parts = [rows[i : i + _AT_ONCE] for i in range(0, len(rows), _AT_ONCE)]
     digest = hashlib.sha256()
-    for path, text in zip(table["file"].to_pylist(), table["txt"].to_pylist(), strict=True):
-        stem = os.path.splitext(path)[0]
-        beside = stem + b".txt"
-        sizes = [_size(folder, files, path), _size(folder, files, beside) if text else -1]
-        digest.update(path + repr(sizes).encode())
+    for told in map_ahead(partial(_told, folder, files), parts, READS):
+        digest.update(told)
     if captions.table is not None:
         for batch in table.drop_columns(["file", "txt", "json"]).to_batches():
             digest.update(batch.serialize())
     return digest.hexdigest()
 
 
-def _size(folder: Place, files: Mapping[str, int | None], path: bytes) -> int:
+def _told(
+    folder: Place,
+    files: Mapping[str, Stat | None],
+    rows: Iterable[tuple[bytes, bool, bytes | None]],
+) -> bytes:
+    """Hash of some pairs: their names, the pictures' sizes, and what lies beside them."""
+    digest = hashlib.sha256()
+    for path, text, sidecar in rows:
+        beside = [os.path.splitext(path)[0] + b".txt" if text else None, sidecar]
+        contents = [None if name is None else _content(folder, files, name) for name in beside]
+        digest.update(repr((path, _size(folder, files, path), contents)).encode())
+    return digest.digest()
+
+
+def _size(folder: Place, files: Mapping[str, Stat | None], path: bytes) -> tuple[int, str]:
+    """A picture's size, and a store's tag of its content; -1 where there is none."""
     if isinstance(folder, StorePath):
-        size = files.get(os.fsdecode(path))
-        return -1 if size is None else size
+        known = files.get(os.fsdecode(path))
+        return (-1, "") if known is None else (known.st_size, known.tag)
     try:
-        return os.stat(os.path.join(os.fsencode(folder), path)).st_size
+        return os.stat(os.path.join(os.fsencode(folder), path)).st_size, ""
     except OSError:
-        return -1
+        return -1, ""
+
+
+def _content(folder: Place, files: Mapping[str, Stat | None], path: bytes) -> str:
+    """A store's tag of a small file, or else the hash of what it holds, or why it has none."""
+    name = os.fsdecode(path)
+    known = files.get(name)
+    if known is not None and known.tag:
+        return known.tag
+    try:
+        return hashlib.sha256(read_file(folder / name, name, _SMALL)).hexdigest()
+    except Rejection as problem:
+        return repr(problem.args)
 
 
 def _extra(folder: Place, table: pa.Table, captions: _Captions) -> pa.Schema:
@@ -262,7 +295,7 @@ def _sidecar(folder: Place, name: bytes | None) -> dict[str, Any]:
     if name is None:
         return {}
     path = folder / os.fsdecode(name)
-    return parse_sidecar(read_file(path, path.name, 16 << 20), path.name)
+    return parse_sidecar(read_file(path, path.name, _SMALL), path.name)
 
 
 def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:
@@ -311,5 +344,5 @@ def _lines(folder: Place, path: str, present: bool) -> Iterable[bytes]:
     if not present:
         return ()
     stem = posixpath.splitext(path)[0]
-    data = read_file(folder / f"{stem}.txt", f"{stem}.txt", 16 << 20)
+    data = read_file(folder / f"{stem}.txt", f"{stem}.txt", _SMALL)
     return data.removeprefix(b"\xef\xbb\xbf").replace(b"\r", b"\n").split(b"\n")

@@ -18,7 +18,7 @@ from data_pipeline.parquet import open_parquet
 from data_pipeline.row import Rejection, Row
 from data_pipeline.schema.dataset import ClipInfo
 
-Kind = Literal["pairs", "tar", "table", "embeddings"]
+Kind = Literal["pairs", "tar", "table", "embeddings", "retry"]
 MAX_CAPTION_BYTES = 1 << 20
 LISTING_ROWS = 1000  # rows of a listing's row group
 INFER_ROWS = 256  # rows whose json is read for the types of its keys

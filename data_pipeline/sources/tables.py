@@ -23,7 +23,7 @@ from data_pipeline.config import ColumnsConfig
 from data_pipeline.parquet import open_parquet, read_table
 from data_pipeline.row import Rejection, Row
 from data_pipeline.sources import img2dataset, texts
-from data_pipeline.sources.files import read_file
+from data_pipeline.sources.files import read_file, store_tag
 from data_pipeline.sources.source import (
     INFER_ROWS,
     Source,
@@ -113,9 +113,10 @@ def find_roles(
         sidecar=first(("json",), _is_text),
         hashes={name: column for name in _HASHES if (column := first((name,), _is_text))},
     )
-    if named.url and not (named.path or named.image):  # then that is where the picture is
+    # Then that is where the picture is; but a folder's table says of its files where they are from.
+    if picture and named.url and not (named.path or named.image):
         roles = replace(roles, path=None, image=None)
-    have = ", ".join(schema.names)
+    have = _names(schema)
     if not roles.captions:
         raise UserError(f"{where}: no caption column (one of {', '.join(_CAPTION)}); it has {have}")
     if picture and not (roles.path or roles.image or roles.url):
@@ -124,12 +125,16 @@ def find_roles(
 
 
 def _named(schema: pa.Schema, where: str, field: str, name: str, fits: Any) -> str:
-    if name not in schema.names:
-        have = ", ".join(schema.names)
-        raise UserError(f"columns.{field}: got {name!r}, {where} has {have}")
+    if name not in schema.names or name == texts.BAD:
+        raise UserError(f"columns.{field}: got {name!r}, {where} has {_names(schema)}")
     if not fits(schema.field(name).type):
         raise UserError(f"columns.{field}: {name!r} of {where} is {schema.field(name).type}")
     return name
+
+
+def _names(schema: pa.Schema) -> str:
+    """The columns that the user knows."""
+    return ", ".join(name for name in schema.names if name != texts.BAD)
 
 
 def _one_caption_column(found: list[str]) -> list[str]:
@@ -208,7 +213,10 @@ def other_columns(schema: pa.Schema, roles: Roles) -> pa.Schema:
 
 
 def parquet_fingerprint(path: Place) -> str:
-    """Hash of size and footer: the footer holds every chunk's place, size and statistics."""
+    """Hash of size and footer: the footer holds every chunk's place, size and statistics.
+
+    Of an object in a store its tag as well, which changes with every byte.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -216,9 +224,9 @@ def parquet_fingerprint(path: Place) -> str:
             length = int.from_bytes(file.read(4), "little")
             file.seek(max(0, size - 8 - length))
             footer = file.read()
+        return hashlib.sha256(f"{size} {store_tag(path)}".encode() + footer).hexdigest()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    return hashlib.sha256(f"{size} ".encode() + footer).hexdigest()
 
 
 def _infer_sidecar(table: str, column: str) -> pa.Schema:

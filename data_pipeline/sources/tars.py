@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from base.places import Part, Place, parts_of, place
 from base.stores import StorePath
 from data_pipeline import columns
 from data_pipeline.row import Rejection, Row
+from data_pipeline.sources.files import store_tag
 from data_pipeline.sources.headers import Damaged, members
 from data_pipeline.sources.source import (
     INFER_ROWS,
@@ -50,7 +51,7 @@ class _Sample:
 
 
 def scan(path: Place, name: str, listing: Place) -> Source:
-    """Indexes a tar by its headers; data is skipped over.
+    """Indexes a tar by its headers; pictures are skipped over.
 
     Raises:
         UserError: it is no tar, or a compressed one.
@@ -58,7 +59,9 @@ def scan(path: Place, name: str, listing: Place) -> Source:
     with parts_of(path, _HEADERS) as part:
         if part(0, 2) == b"\x1f\x8b":
             raise UserError(f"{path}: a compressed tar cannot be read in part; gunzip it first")
-    samples = _index(path)
+    status = path.stat()
+    digest = hashlib.sha256(f"{status.st_size} {store_tag(path)}".encode())
+    samples = _index(path, status.st_size, digest.update)
     table = pa.table(
         {
             "key": pa.array([sample.key for sample in samples], pa.string()),
@@ -66,7 +69,6 @@ def scan(path: Place, name: str, listing: Place) -> Source:
             "broken": pa.array([sample.broken for sample in samples], pa.string()),
         }
     )
-    digest = hashlib.sha256(str(path.stat().st_size).encode())
     for batch in table.to_batches():
         digest.update(batch.serialize())
     return Source(
@@ -80,10 +82,12 @@ def scan(path: Place, name: str, listing: Place) -> Source:
     )
 
 
-def _index(path: Place) -> list[_Sample]:
-    """All samples by header; a damaged end becomes a last sample that says so."""
+def _index(path: Place, size: int, tell: Callable[[bytes], None]) -> list[_Sample]:
+    """All samples by header; a damaged end becomes a last sample that says so.
+
+    What texts and sidecars hold is told as well: they lie beside the headers.
+    """
     samples: list[_Sample] = []
-    size = path.stat().st_size
     try:
         with _opened(path) as file:
             for member in members(file, size):
@@ -95,6 +99,9 @@ def _index(path: Place) -> list[_Sample]:
                 samples[-1].members.append(
                     {"name": extension, "offset": member.offset, "size": member.size}
                 )
+                if extension in (*_TEXTS, "json") and member.size <= _SMALL:
+                    file.seek(member.offset)
+                    tell(file.read(member.size))
                 if member.offset + member.size > size:
                     samples[-1].broken = f"the tar ends inside {member.name}"
     except Damaged as error:

@@ -5,8 +5,9 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 import open_clip
@@ -22,12 +23,13 @@ from safetensors.torch import save_file
 from base.errors import UserError
 from base.files import sha256_file
 from data_pipeline.clip import load_clip
+from data_pipeline.clip_pool import ClipPool
 from data_pipeline.clip_spec import find_clip
 from data_pipeline.config import EmbedConfig, Precision, PrepareConfig
 from data_pipeline.embed import embed, is_embedded
-from data_pipeline.features import cosine
+from data_pipeline.features import ShardFeatures, cosine
 from data_pipeline.pipeline import prepare
-from data_pipeline.schema.dataset import read_dataset
+from data_pipeline.schema.dataset import read_commit, read_dataset
 from data_pipeline.verify import verify
 
 TINY = {
@@ -279,3 +281,19 @@ def test_published_names_no_weights(dataset: Path) -> None:
     assert not (dataset / "embeddings" / "more").exists()
     with pytest.raises(UserError, match=r"published:m/w says whose embeddings are"):
         load_clip("published:m/w")
+
+
+def test_devices_are_recorded_by_the_gpu_s_name(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shard in range(2):
+        commit = read_commit(dataset, shard)
+        assert commit is not None
+        assert commit.devices == ("cpu",)
+    loaded = load_clip("random:0")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"name of {device}")
+    assert replace(loaded, device=torch.device("cuda:0")).device_kind == "name of cuda:0"
+    rows = np.ones((1, 4), np.float32)
+    features = ShardFeatures(cast(ClipPool, None), 0, "here")
+    features._done += [(rows, rows, "NVIDIA B"), (rows, rows, "NVIDIA A"), (rows, rows, "NVIDIA B")]
+    assert features.finish().devices == ("NVIDIA A", "NVIDIA B")

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from base.errors import NothingUsable, UserError
+from data_pipeline import sources
 from data_pipeline.config import Mode, PrepareConfig
 from data_pipeline.embed import embed
 from data_pipeline.pipeline import prepare, prepare_parts
@@ -245,8 +246,13 @@ def test_a_larger_input_becomes_several_datasets(
     config = PrepareConfig(image_size=32, samples_per_shard=5)
     prepare([folder], tmp_path / "whole", "none", config)
     monkeypatch.setattr("data_pipeline.plan.MAX_SHARDS", 2)
+    scans: list[object] = []
+    scan = sources.scan
+    monkeypatch.setattr(sources, "scan", lambda *given: scans.append(given) or scan(*given))
     for _ in range(2):  # the second time nothing is left to do
+        scans.clear()
         made = list(prepare_parts([folder], tmp_path / "out", "none", config))
+        assert len(scans) == 2
         assert [path.name for path, _ in made] == ["out-000", "out-001", "out-002"]
         assert [(info.shards, info.kept) for _, info in made] == [(2, 10), (2, 10), (1, 3)]
     assert not (tmp_path / "out").exists()

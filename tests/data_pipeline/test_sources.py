@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from base.errors import NothingUsable, UserError
 from data_pipeline import sources
-from data_pipeline.config import ColumnsConfig
+from data_pipeline.config import ColumnsConfig, PrepareConfig
+from data_pipeline.plan import persist
 from data_pipeline.row import Row
 from data_pipeline.schema.dataset import REASONS
 from data_pipeline.sources.source import table_rows
@@ -236,6 +237,37 @@ def test_a_key_that_is_named_goes_before_the_path(tmp_path: Path) -> None:
     assert keys == ["a.png", "7"]
 
 
+def test_named_columns_of_a_folder_s_captions_table(tmp_path: Path) -> None:
+    lines = "where;what;alt;from\na.jpg;no;a cat;http://host/a\n".replace(";", ",")
+    folder = fill(tmp_path / "in", {"a.jpg": "x", "captions.csv": lines})
+    named = ColumnsConfig(path="where", captions=("alt",), url="from")
+    (found,) = sources.scan([folder], tmp_path / ".work", named)
+    (row,) = sources.read(found, 0, 1, CAP)
+    assert (row.image, row.captions, row.url) == (b"x", ("a cat",), "http://host/a")
+    assert row.extra == {"what": "no"}
+    with pytest.raises(
+        UserError, match=r"columns\.captions: got 'TEXT', .*captions\.csv has where"
+    ):
+        sources.scan([folder], tmp_path / ".work", ColumnsConfig(captions=("TEXT",)))
+    fill(folder, {"captions.csv": lines.replace("where", "file").replace("from", "url")})
+    (found,) = sources.scan(
+        [folder], tmp_path / ".work", ColumnsConfig(captions=("alt",), url="url")
+    )
+    (row,) = sources.read(found, 0, 1, CAP)
+    assert (row.image, row.url) == (b"x", "http://host/a")
+
+
+@pytest.mark.parametrize(
+    "named", [None, ColumnsConfig(captions=("text",)), ColumnsConfig(key="__bad__")]
+)
+def test_what_is_told_of_a_table_s_columns_are_its_own(
+    named: ColumnsConfig | None, tmp_path: Path
+) -> None:
+    table = fill(tmp_path, {"a.csv": "file,n\nx,1\n"}) / "a.csv"
+    with pytest.raises(UserError, match=r"has file, n$"):
+        sources.scan([table], tmp_path / ".work", named)
+
+
 def test_text_that_is_not_utf8_spoils_its_row_alone(tmp_path: Path) -> None:
     captions = pa.array([b"fine", b"caf\xe9"]).cast(pa.string(), safe=False)
     table = pa.table({"jpg": [b"A", b"B"], "caption": captions})
@@ -378,6 +410,55 @@ def test_fingerprints_follow_content_not_place(
     assert fingerprint(first) == fingerprint(second)
     (second / "00002.jpg").write_bytes(b"longer or shorter")
     assert fingerprint(first) != fingerprint(second)
+
+
+PAIR: dict[str, bytes | str] = {"a.jpg": "picture", "a.txt": "red", "a.json": '{"n": 1}'}
+TABLE: dict[str, bytes | str] = {"a.jpg": "x", "captions.csv": "file,text\na.jpg,red\n"}
+
+
+def _as_tar(folder: Path, files: dict[str, bytes | str]) -> Path:
+    made = [(n, d.encode() if isinstance(d, str) else d) for n, d in files.items()]
+    folder.mkdir()
+    return write_tar(folder / "some.tar", made)
+
+
+@pytest.mark.parametrize(
+    ("make", "before", "name", "after"),
+    [
+        (fill, PAIR, "a.txt", "big"),
+        (fill, PAIR, "a.json", '{"n": 2}'),
+        (fill, TABLE, "captions.csv", "file,text\na.jpg,big\n"),
+        (_as_tar, PAIR, "a.txt", "big"),
+        (_as_tar, PAIR, "a.json", '{"n": 2}'),
+    ],
+)
+def test_a_run_goes_on_with_a_copy_but_with_no_other_caption_of_that_length(
+    tmp_path: Path,
+    make: Callable[[Path, dict[str, bytes | str]], Path],
+    before: dict[str, bytes | str],
+    name: str,
+    after: str,
+) -> None:
+    def begin(given: Path) -> None:
+        found = sources.scan([given], tmp_path / ".work")
+        persist(tmp_path / "out", found, PrepareConfig())
+
+    assert len(after) == len(before[name])
+    begin(make(tmp_path / "in", before))
+    begin(make(tmp_path / "copy", before))
+    other = make(tmp_path / "other", {**before, name: after})
+    with pytest.raises(UserError, match=rf"{other.name}: changed since .*out was begun"):
+        begin(other)
+
+
+def test_what_a_text_is_instead_of_one_is_told_apart_without_waiting(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in", {"a.jpg": "x"})
+    os.mkfifo(folder / "a.txt")  # to open it would wait for whoever writes
+    (found,) = sources.scan([folder], tmp_path / ".work")
+    assert [reason(row) for row in sources.read(found, 0, 1, CAP)] == ["unreadable_file"]
+    (folder / "a.txt").unlink()
+    (folder / "a.txt").write_text("")
+    assert sources.scan([folder], tmp_path / ".work")[0].fingerprint != found.fingerprint
 
 
 @pytest.mark.parametrize(

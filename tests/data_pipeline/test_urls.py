@@ -3,21 +3,26 @@
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from web import Server
 
 from base.errors import NothingUsable, UserError
-from data_pipeline.config import PrepareConfig
+from data_pipeline.config import ColumnsConfig, PrepareConfig
 from data_pipeline.fetch import FetchConfig
 from data_pipeline.pipeline import prepare
-from data_pipeline.retry import retry
+from data_pipeline.retry import _rows, retry
+from data_pipeline.row import Row
 from data_pipeline.schema.dataset import REASONS, RETRYABLE
+from data_pipeline.sources import Source
 from data_pipeline.verify import verify
 
 COUNT = 60
@@ -214,6 +219,76 @@ def test_another_pass_over_what_may_pass(
     assert server.seen["status/404"] == 1
     with pytest.raises(NothingUsable, match="no row was rejected for a reason that may pass"):
         retry(tmp_path / "second", tmp_path / "third")
+
+
+def test_passes_over_passes_lead_to_the_first_input(
+    laion: tuple[Path, dict[str, bytes]], server: Server, tmp_path: Path, ray_cluster: None
+) -> None:
+    """Also where columns of it have names that would be taken for others."""
+    path, files = laion
+    table = pq.read_table(path).to_pydict()
+    table["path"] = [f"elsewhere/{i}.jpg" for i in range(COUNT)]
+    table["caption"] = table["path"]
+    for i in (3, 26, 27, 59):
+        table["URL"][i] = server.url(f"again/503/{i}")
+    pq.write_table(pa.table(table), path, row_group_size=16)
+    named = ColumnsConfig(url="URL", captions=("TEXT",), key="SAMPLE_ID")
+    settings = config().model_copy(update={"columns": named})
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    prepare([path], first, "none", settings)
+    server.files["again/503/26"] = files["26.jpg"]
+    for i in (3, 27, 59):
+        server.seen[f"again/503/{i}"] = 0  # begins to fail once more
+    assert retry(first, second).kept == 1
+    server.files |= {f"again/503/{i}": files[f"{i}.jpg"] for i in (3, 27, 59)}
+    assert retry(second, third).kept == 3
+    found = metadata(third)
+    assert found["source_row"].to_pylist() == [3, 27, 59]
+    assert found["source_key"].to_pylist() == ["3", "27", "59"]
+    assert found["input_caption"].to_pylist() == [f"elsewhere/{i}.jpg" for i in (3, 27, 59)]
+    assert found["row"].to_pylist() == [0, 1, 2]
+    assert found.schema.equals(metadata(second).schema)
+    assert verify(third).whole
+    retry(second, third)  # goes on with its own plan, and there is nothing left to do
+    lost = first / "rejected" / "rejected_00001.parquet"
+    pq.write_table(pq.read_table(lost).slice(1), lost)
+    with pytest.raises(
+        UserError, match=r"first \(retry\): changed since .*second was begun \(4 rows"
+    ):
+        retry(second, tmp_path / "fourth")
+    first.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="first: not a DATASET"):
+        retry(second, tmp_path / "fourth")
+    second.rename(first)
+    with pytest.raises(UserError, match=r"first: another pass over .*first, which is no earlier"):
+        retry(first, tmp_path / "fourth")
+
+
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=6), st.sets(st.integers(0, 239)), st.data()
+)
+def test_the_rows_of_another_pass_are_the_wanted_ones(
+    sizes: list[int], some: set[int], data: st.DataObject
+) -> None:
+    wanted = sorted(n for n in some if n < sum(sizes))
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    found = [
+        Source("table", str(start), "", size, "", "", pa.schema([]))
+        for start, size in zip(starts, sizes, strict=True)
+    ]
+    together = data.draw(st.integers(1, 50))
+
+    def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:
+        assert 0 < count <= together
+        assert first + count <= source.rows
+        yield from (Row(f"{int(source.name) + first + i}") for i in range(count))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_pipeline.retry._READ_ROWS", together)
+        patch.setattr("data_pipeline.sources.read", read)
+        rows = list(_rows(found, np.array(wanted, np.int64), 1))
+    assert [position for position, _ in rows] == wanted
+    assert [row.source_key for _, row in rows] == [str(position) for position in wanted]
 
 
 def test_another_pass_over_other_inputs_is_refused(
