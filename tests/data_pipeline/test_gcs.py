@@ -74,7 +74,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, picture_bytes: Callable[...
 def described(found: Source) -> Any:
     rows = sources.read(found, 0, found.rows, CAP)
     told = [(replace(row, problem=None), row.problem and row.problem.args) for row in rows]
-    return found.kind, found.rows, found.fingerprint, found.extra, told
+    return found.kind, found.rows, found.extra, told
 
 
 def test_inputs_are_those_on_a_disk(gcs: "GcsServer", inputs: Path, tmp_path: Path) -> None:
