@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("base", "data_pipeline", "slurm", "trainer", "unclip")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
