@@ -38,8 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files first: what is short fills the gaps when two processes share the work."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """What waits for others first, then slow files: what is short fills the gaps."""
+    marks = ("alone", "slow")
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in marks])
 
 
 @pytest.hookimpl(optionalhook=True)
