@@ -17,8 +17,9 @@ help: ## this list
 demo: $(VENV)/.installed ## from captions to pictures on this machine: report.html and pictures.png in runs/demo
 	$(BIN)/unclip demo --out $(OUT) $(ARGS)
 
-test: $(VENV)/.installed-dev ## the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+# A file's tests stay together, because they share what takes long to make.
+test: $(VENV)/.installed-dev ## the whole test suite, in two processes (ARGS='-n 0': in one)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.installed-dev ## ruff, mypy --strict, and the arrows between the packages
 	$(BIN)/ruff check .

@@ -1,23 +1,59 @@
-"""Fixtures that every package's tests share."""
+"""What every package's tests share: fixtures, and how two processes of tests take turns."""
 
 import errno
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+# Before torch is there: how many threads a sum has must not depend on which test came before.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if str(Path(__file__).resolve().parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from turns import Turns
 
 if TYPE_CHECKING:
     from store_server import StoreServer
 
 _DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data"
+_TURNS = pytest.StashKey[Turns]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the place where processes of tests take turns, or hears of it."""
+    place = getattr(config, "workerinput", {}).get("turns")
+    if place is None:
+        place = tempfile.mkdtemp(prefix="turns-")
+        config.add_cleanup(partial(shutil.rmtree, place))
+    config.stash[_TURNS] = Turns(Path(place))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for others first, then slow files: what is short fills the gaps."""
+    marks = ("alone", "slow")
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in marks])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tells each process where they take turns (pytest-xdist calls it)."""
+    node.workerinput["turns"] = str(node.config.stash[_TURNS].folder)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-timeout's clock begins to run
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test marked `alone` waits until no other test runs, and others wait for it."""
+    with item.config.stash[_TURNS].turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch import nn
 
@@ -120,6 +119,8 @@ def _locate(clip: str) -> tuple[str, Path | None]:
 def _opposed_captions(opposites: Mapping[str, str]) -> OpposedCaptions | None:
     if not opposites:
         return None
+    from open_clip.tokenizer import SimpleTokenizer  # slow to import
+
     try:
         return OpposedCaptions(opposites, SimpleTokenizer().encode)
     except ValueError as error:

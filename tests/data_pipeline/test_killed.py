@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 from data_pipeline.scenes import write_scenes
 from data_pipeline.verify import verify
 
+pytestmark = pytest.mark.slow
 ROWS, PER_SHARD = 600, 20
 CLIP = "random:4"
 NODE = {"object_store_memory": 100 << 20}
@@ -228,6 +229,7 @@ def memory_used() -> float:
     return 1 - memory.available / memory.total
 
 
+@pytest.mark.alone
 def test_workers_killed_for_memory_are_replaced(
     corpus: Path, undisturbed: dict[str, Path], tmp_path: Path, tree: Tree
 ) -> None:

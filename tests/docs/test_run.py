@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("base", "data_pipeline", "slurm", "trainer", "unclip")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,6 +88,14 @@ def run(line: str, folder: Path, project: Path) -> None:
     assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
 
 
+def test_the_pages_that_run() -> None:
+    names = {page.stem for page in PAGES_THAT_RUN}
+    assert {"README", "data", "dataset", "demo", "run", "training", "config"} <= names
+    assert smaller("unclip data synth x --count 10000 --seed 1") == (
+        "unclip data synth x --count 60 --seed 1"
+    )
+
+
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", PAGES_THAT_RUN, ids=lambda page: page.stem)
 def test_a_page_s_commands_run_in_order(page: Path, project: Path, tmp_path: Path) -> None:
@@ -131,11 +140,3 @@ def web_of(folder: Path, table: Path) -> Iterator[None]:
         pq.write_table(pa.table({"URL": urls, "TEXT": captions, **more}), table)
         yield
         server.shutdown()
-
-
-def test_the_pages_that_run() -> None:
-    names = {page.stem for page in PAGES_THAT_RUN}
-    assert {"README", "data", "dataset", "demo", "run", "training", "config"} <= names
-    assert smaller("unclip data synth x --count 10000 --seed 1") == (
-        "unclip data synth x --count 60 --seed 1"
-    )

@@ -1,6 +1,5 @@
 """Fixtures of the trainer's tests."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -8,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _HERE = Path(__file__).resolve().parent
 if str(_HERE) not in sys.path:

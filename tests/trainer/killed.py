@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # optimizers do
 import torch.utils.tensorboard  # seconds in every child otherwise
 import toy
 

@@ -25,6 +25,8 @@ from trainer.loop import train
 from trainer.metrics import read_metrics
 from trainer.record import require_fitting_data
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from base.command import one_line
 from base.errors import UserError
 from unclip.demo.run import run_demo
 from unclip.demo.summary import summary
@@ -28,7 +29,7 @@ STAGES = ("corpus", "prepare", "clip", "embed", *RUNS[1:], "pictures", "report")
 SCORES = {"background", "relation", "colour", "shape", "single_all", "pair_all"}
 CONTROLS = {"prior", "true_embedding", "foreign_embedding", "no_embedding", "no_text"}
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Demo:
@@ -255,11 +256,10 @@ def test_another_demo_wants_another_folder(
     whole: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     out, report = whole
-    demo = Demo(out, "--data", ROOT / "docs")
-    demo.process.communicate()
-    assert demo.process.returncode == 2
+    with pytest.raises(UserError) as caught:
+        run_demo(out, ROOT / "docs", MICRO)
     message = "holds a demo with other data; choose another --out"
-    assert demo.errors == f"error: {out}: {message}\n"
+    assert one_line(caught.value) == (f"{out}: {message}", 2)
     configs = tmp_path / "configs"
     configs.mkdir()
     for path in MICRO.iterdir():
@@ -318,11 +318,24 @@ def test_configs_that_cannot_be_used(old: str, new: str, message: str, tmp_path:
     shutil.copytree(MICRO, configs)
     path = configs / "demo.yaml"
     path.write_text(re.sub(old, new, path.read_text(), count=1))
+    with pytest.raises(UserError) as caught:
+        run_demo(tmp_path / "out", None, configs)
+    line, code = one_line(caught.value)
+    assert code == 2
+    assert message in line
+    assert "demo.yaml" in line
+    assert "\n" not in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_through_the_command(tmp_path: Path) -> None:
+    configs = tmp_path / "configs"
+    shutil.copytree(MICRO, configs)
+    (configs / "demo.yaml").write_text("corpus: 3")
     demo = Demo(tmp_path / "out", "--config", configs)
     demo.process.communicate()
     assert demo.process.returncode == 2
-    assert demo.errors.startswith("error: ")
-    assert message in demo.errors
+    assert demo.errors.startswith("error: corpus: got 3")
     assert "demo.yaml" in demo.errors
     assert demo.errors.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -378,7 +391,7 @@ def test_pictures_that_people_made(name: str, most: int, shared_data: Path, tmp_
     for folder in (shared_data / name).iterdir():
         if folder.is_dir():
             (data / folder.name).symlink_to(folder)
-    report = Demo(out, "--data", data).report()
+    report = run_demo(out, data, MICRO)  # docs/demo.md has the command
     assert report["scores"] is None
     assert report["controls"] is None
     for cosine in report["clip_score"].values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
@@ -136,6 +137,8 @@ def _import_quietly(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     for name in ("DeepSpeed", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Optimizers import it, and defaults of its modules' functions keep the group that is there.
+    importlib.import_module("torch._dynamo")
     import deepspeed
     from deepspeed.utils import logger
 

@@ -1,4 +1,7 @@
-"""CLIP: any open_clip model, its training face, and the frozen text encoder of the later stages."""
+"""CLIP: any open_clip model, its training face, and the frozen text encoder of the later stages.
+
+open_clip brings transformers and timm, longer to import than torch: it is when a CLIP is there.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import open_clip
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -78,6 +80,8 @@ class Clip(nn.Module):
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
+        import open_clip
+
         self.config = config
         self.clip = open_clip.CLIP(**config.open_clip())
 
@@ -95,6 +99,8 @@ class Clip(nn.Module):
 
 def normalise_pixels(image: Tensor) -> Tensor:
     """uint8 [B, 3, H, W] → float32, with the mean and deviation that open_clip uses."""
+    import open_clip
+
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN, device=image.device).view(1, 3, 1, 1)
     std = torch.tensor(open_clip.OPENAI_DATASET_STD, device=image.device).view(1, 3, 1, 1)
     return (image.float() / 255 - mean) / std
@@ -102,6 +108,8 @@ def normalise_pixels(image: Tensor) -> Tensor:
 
 def describe_for_open_clip(config: ClipConfig) -> dict[str, Any]:
     """The contents of open_clip's own config file, with the preprocessing of our training."""
+    import open_clip
+
     return {
         "model_cfg": config.open_clip(),
         "preprocess_cfg": {
@@ -123,6 +131,8 @@ def load_open_clip(name: str, weights: Path | None = None) -> nn.Module:
 
     Raises whatever open_clip raises for what it cannot load; a pickle is read as weights only.
     """
+    import open_clip
+
     pretrained = None if weights is None else str(weights)
     model: nn.Module = open_clip.create_model_from_pretrained(
         name, pretrained, return_transform=False, weights_only=True
@@ -132,6 +142,8 @@ def load_open_clip(name: str, weights: Path | None = None) -> nn.Module:
 
 def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer that belongs to an open_clip model, named as in `load_open_clip`."""
+    import open_clip
+
     tokenizer: Tokenizer = open_clip.get_tokenizer(name)
     return tokenizer
 

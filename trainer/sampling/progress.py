@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from base.files import atomic_path
 from trainer.batch import Batch, Needs
@@ -46,6 +45,8 @@ class ProgressPictures:
         config = self._config
         if config.stage not in _LOOKS or config.train.pictures == 0:
             return None
+        from torchvision.utils import make_grid  # slow to import
+
         settings, rows_of = _LOOKS[config.stage]
         settings = settings.model_copy(update={"run": str(config.out), "samples": samples})
         part = load_part(settings, config.stage, self._device, hardware_precision(self._device))

@@ -1,10 +1,13 @@
 """Our CLIP and open_clip's are one."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from processes import ROOT, environment
 from safetensors.torch import save_file
 
 from base.errors import UserError
@@ -23,6 +26,16 @@ from trainer.models.clip import (
 CONFIG = ClipConfig(
     16, VisionConfig(32, 32, 2, head_width=16), TextConfig(32, 2, 2, context_length=12)
 )
+
+
+def test_training_without_a_clip_does_not_import_open_clip() -> None:
+    """It brings transformers and timm, and takes longer than torch."""
+    slow = ("open_clip", "transformers", "torchvision", "deepspeed")
+    code = f"import sys, trainer.loop; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout == "[]\n", done.stderr
 
 
 @pytest.fixture(scope="module")

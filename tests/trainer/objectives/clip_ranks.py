@@ -19,7 +19,7 @@ from trainer.loader.order import cut, share
 
 def main(folder: Path, total: int, opposed: bool, rank: int) -> None:
     store = f"file://{folder / 'store'}"
-    dist.init_process_group("gloo", store, timedelta(seconds=60), rank=rank, world_size=2)
+    dist.init_process_group("gloo", store, timedelta(seconds=240), rank=rank, world_size=2)
     try:
         first, last = share(0, total, rank, 2)
         sizes = [end - start for start, end in cut(first, last, 2)]
