@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from data_pipeline import cluster
-from data_pipeline.clip_pool import _actors
+from data_pipeline.clip_pool import _actors, _needs
 from data_pipeline.config import EmbedConfig
 
 
@@ -57,12 +57,13 @@ def test_actors_on_gpus_leave_the_cpus_to_the_tasks(
     """With a CPU each, a machine with as many GPUs as cores would have none left for pictures."""
     monkeypatch.setattr(cluster, "_pools", {})
     ray = Asked(GPU=gpus, CPU=2)
-    assert len(_actors(ray, config, batches)) == count
+    assert len(_actors(ray, config, batches, _needs(ray, config))) == count
     assert ray.made == [({"num_gpus": share, "num_cpus": 0}, "cuda")] * count
 
 
 def test_without_a_gpu_there_is_an_actor_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_pools", {})
     ray = Asked(CPU=4)
-    assert len(_actors(ray, EmbedConfig(), 9)) == 4
+    config = EmbedConfig()
+    assert len(_actors(ray, config, 9, _needs(ray, config))) == 4
     assert ray.made == [({}, "cpu")] * 4
