@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+
 from base.errors import UserError
 from base.files import read_json
 from data_pipeline.commits import is_done
 from data_pipeline.curate.config import CurateConfig
 from data_pipeline.curate.groups import can_be_capped
-from data_pipeline.curate.row_rules import RowRule, is_number, row_rules
-from data_pipeline.curate.samples import Samples
+from data_pipeline.curate.row_rules import RowRule, row_rules
+from data_pipeline.curate.samples import Samples, is_number
 from data_pipeline.curate.together import Together
 from data_pipeline.schema.dataset import (
     EMBEDDED,
@@ -25,7 +27,7 @@ def require_possible(together: Together, config: CurateConfig) -> list[RowRule]:
     Raises:
         UserError: a column, a set of embeddings, a pattern or a language is not what is expected.
     """
-    rules = row_rules(config, together.parts[0].schema)
+    rules = row_rules(config, _schema(together, config))
     scored = [(f"thresholds.{column}", column) for column in config.thresholds]
     if config.prefer is not None:
         scored.append(("prefer", config.prefer))
@@ -47,6 +49,16 @@ def require_possible(together: Together, config: CurateConfig) -> list[RowRule]:
         _require_embeddings(together, "embedding_duplicates", config.embedding_duplicates.set)
     _require_hashes(together, config)
     return rules
+
+
+def _schema(together: Together, config: CurateConfig) -> pa.Schema:
+    """The first DATASET's, columns with a threshold as wide as those of all."""
+    schema = together.parts[0].schema
+    for column in config.thresholds:
+        kind = together.column_type(column, f"thresholds.{column}")
+        if column in schema.names:
+            schema = schema.set(schema.get_field_index(column), pa.field(column, kind))
+    return schema
 
 
 def _require_hashes(together: Together, config: CurateConfig) -> None:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from base.errors import UserError
 from data_pipeline.curate.config import CaptionConfig, CurateConfig, Threshold
 from data_pipeline.curate.language import require_languages, speaks
-from data_pipeline.curate.samples import column_type
+from data_pipeline.curate.samples import column_type, is_number
 
 Mask = npt.NDArray[np.bool_]
 _WORD = r"[^\s\p{Z}]+"
@@ -69,13 +69,6 @@ def _threshold(column: str, threshold: Threshold, schema: pa.Schema) -> RowRule:
         return _mask(pc.fill_null(test(values), threshold.nulls == "keep"))
 
     return RowRule(name, given, (column,), keeps)
-
-
-def is_number(kind: pa.DataType) -> bool:
-    """Whether the values of a column can be compared with a number."""
-    return bool(
-        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-    )
 
 
 def _fitting(value: Any, kind: pa.DataType, field: str, column: str) -> Any:

@@ -191,8 +191,11 @@ def _differing(there: SelectionInfo, wanted: SelectionInfo) -> list[str]:
         fields.append("DATASET")
     elif old.clip is not None and old.clip != new.clip:  # without one, no rule used it
         fields.append("CLIP")
-    if list(there.together.items()) != list(wanted.together.items()):
+    if list(there.together.values()) != list(wanted.together.values()):
         fields.append("choice or order of DATASETs")
+    else:  # a key that stayed in another DATASET is recorded with its folder's name
+        names = zip(there.together, wanted.together, strict=True)
+        fields += [f"name of a DATASET ({new}, was {old})" for old, new in names if old != new]
     return fields
 
 

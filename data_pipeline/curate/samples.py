@@ -97,6 +97,8 @@ class Samples:
             wanted |= dict.fromkeys(_SIDES)
         try:
             table = pq.ParquetFile(path).read(columns=list(wanted))
+            if not self.info.has_pictures:
+                table = _without_untold(table)
             for name in derived:
                 table = table.append_column(name, _derive(table, name))
         except (OSError, KeyError, pa.ArrowException) as error:
@@ -162,10 +164,27 @@ def column_type(schema: pa.Schema, name: str, field: str) -> pa.DataType:
     )
 
 
+def is_number(kind: pa.DataType) -> bool:
+    """Whether the values of a column can be compared with a number."""
+    return bool(
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    )
+
+
+def _without_untold(table: pa.Table) -> pa.Table:
+    """Published embeddings have 0 for a side that their source does not tell: here it is null."""
+    for place, name in enumerate(table.schema.names):
+        if name in _SIDES:
+            side = table[name]
+            told = pc.if_else(pc.equal(side, 0), pa.scalar(None, side.type), side)
+            table = table.set_column(place, name, told)
+    return table
+
+
 def _derive(table: pa.Table, name: str) -> pa.ChunkedArray:
     width, height = (table[side] for side in _SIDES)
-    least = pc.min_element_wise(width, height)
+    least = pc.min_element_wise(width, height, skip_nulls=False)
     if name == "min_side":
         return least
-    most = pc.max_element_wise(width, height)
+    most = pc.max_element_wise(width, height, skip_nulls=False)
     return pc.divide(pc.cast(most, pa.float64()), pc.cast(least, pa.float64()))

@@ -12,10 +12,11 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from base.errors import UserError
 from base.progress import Progress
-from data_pipeline.curate.samples import Samples, column_type, open_samples
+from data_pipeline.curate.samples import Samples, column_type, is_number, open_samples
 from data_pipeline.schema.dataset import DatasetInfo
 
 T = TypeVar("T")
@@ -66,14 +67,18 @@ class Together:
     ) -> Iterator[T]:
         """What `work(first_row, table)` gives for each shard with rows, in order."""
         with Progress(name, total=self.total, unit="rows") as bar:
+            kinds = {column: self.column_type(column, column) for column in columns}
             for part, start in zip(self.parts, self.starts.tolist(), strict=False):
-                yield from part.scan(bar, columns, partial(_shifted, work, start))
+                yield from part.scan(bar, columns, partial(_shifted, work, start, kinds))
 
     def column_type(self, name: str, field: str) -> pa.DataType:
-        """The type of a metadata column, or of one derived from others, the same in all.
+        """The type of a metadata column, or of one derived from others, that holds those of all.
+
+        Numbers of different types are taken as int64 or float64.
 
         Raises:
-            UserError: one has no such column, or of another type; begins with `field`.
+            UserError: one has no such column, or what is no number against numbers; begins with
+                `field`.
         """
         first = self.parts[0]
         kind = column_type(first.schema, name, field)
@@ -82,7 +87,9 @@ class Together:
                 other = column_type(part.schema, name, field)
             except UserError as error:
                 raise UserError(f"{part.root}: {error}") from error
-            if other != kind:
+            if is_number(kind) and is_number(other):
+                kind = _common(kind, other)
+            elif other != kind:
                 raise UserError(
                     f"{field}: got a column of type {other} in {part.root}, expected {kind}, "
                     f"as in {first.root}"
@@ -113,5 +120,25 @@ def _name(root: Path) -> str:
     return os.path.basename(os.path.abspath(root))
 
 
-def _shifted(work: Callable[[int, pa.Table], T], start: int, first: int, table: pa.Table) -> T:
+def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """A type of numbers for both."""
+    if one == other:
+        return one
+    kinds = (one, other)
+    whole = all(pa.types.is_integer(kind) and kind != pa.uint64() for kind in kinds)
+    return pa.int64() if whole else pa.float64()
+
+
+def _shifted(
+    work: Callable[[int, pa.Table], T],
+    start: int,
+    kinds: dict[str, pa.DataType],
+    first: int,
+    table: pa.Table,
+) -> T:
+    """The work on a part's rows, counted among those of all, its columns of the common types."""
+    for place, name in enumerate(table.schema.names):
+        if name in kinds and table[name].type != kinds[name]:
+            wide = pc.cast(table[name], kinds[name], safe=False)
+            table = table.set_column(place, name, wide)
     return work(start + first, table)

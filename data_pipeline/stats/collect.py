@@ -19,7 +19,12 @@ from data_pipeline.curate.groups import hex_words, hosts
 from data_pipeline.curate.row_rules import characters, words
 from data_pipeline.curate.samples import Samples
 from data_pipeline.curate.together import open_together
-from data_pipeline.schema.selection import read_selection, selected_keys, selection_path
+from data_pipeline.schema.selection import (
+    SelectionInfo,
+    read_selection,
+    selected_keys,
+    selection_path,
+)
 from data_pipeline.stats.tally import Tally
 from data_pipeline.status import status
 
@@ -97,6 +102,7 @@ def collect(datasets: Sequence[Path], selection: str | None = None) -> Stats:
             lost.update(status(dataset).reasons)
     else:
         records = [read_selection(dataset, selection) for dataset in datasets]
+        _require_one_selection(datasets, records)
         chosen = np.concatenate([_mask(samples, selection) for samples in together.parts])
         total = sum(record.input for record in records)
         for rule in (rule for record in records for rule in record.rules):
@@ -141,6 +147,29 @@ def collect(datasets: Sequence[Path], selection: str | None = None) -> Stats:
     )
 
 
+def _require_one_selection(datasets: Sequence[Path], records: Sequence[SelectionInfo]) -> None:
+    """Counts of rows that were chosen otherwise do not add up to those of anything."""
+    first = records[0]
+    for dataset, record in zip(datasets[1:], records[1:], strict=True):
+        if record.together != first.together:
+            raise UserError(
+                f"selection: {first.name!r} of {datasets[0]} was made {_company(first)}, that of "
+                f"{dataset} {_company(record)}; expected one selection (curate them together, or "
+                "count them one by one)"
+            )
+        if record.config != first.config:
+            raise UserError(
+                f"selection: {first.name!r} of {datasets[0]} and of {dataset} were made by "
+                "different rules; expected one selection (count them one by one)"
+            )
+
+
+def _company(record: SelectionInfo) -> str:
+    """Which DATASETs a selection was made of."""
+    parts = (f"{name} ({identity[:8]})" for name, identity in record.together.items())
+    return f"over {', '.join(parts)}" if record.together else "by itself"
+
+
 def _measured(table: pa.Table, where: str, has_pictures: bool) -> pa.Table:
     """The quantities of rows, hashes as numbers, hosts."""
     columns = {
@@ -151,11 +180,8 @@ def _measured(table: pa.Table, where: str, has_pictures: bool) -> pa.Table:
         "host": hosts(table["url"]),
     }
     sides = ("original_width", "original_height")
-    if not has_pictures:  # 0 is a side that the source does not tell
-        for side in sides:
-            known = pc.cast(table[side], pa.float64())
-            columns[side] = pc.if_else(pc.equal(known, 0), float("nan"), known)
-        return pa.table(columns)
+    if not has_pictures:  # a side that the source does not tell is null, and no number then
+        return pa.table(columns | {side: pc.cast(table[side], pa.float64()) for side in sides})
     sha256, phash = hex_words(table["sha256"], 2, where), hex_words(table["phash"], 1, where)
     columns |= {name: table[name] for name in (*sides, "width", "height")}
     columns |= {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from data_pipeline.decode import Limits, Picture, decode
 from data_pipeline.resize import fit, needed_sides
@@ -92,8 +92,6 @@ def test_exif_orientations_all_show_the_same_picture(shared_data: Path, family: 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_each_orientation_matches_pillow(orientation: int, kind: str) -> None:
-    from PIL import ImageOps
-
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = saved(smooth(60, 40), kind, exif=exif)
@@ -102,6 +100,16 @@ def test_each_orientation_matches_pillow(orientation: int, kind: str) -> None:
     assert picture.pixels.shape == expected.shape
     assert (picture.width, picture.height) == (expected.shape[1], expected.shape[0])
     assert psnr(picture.pixels, expected) > 40
+
+
+@pytest.mark.parametrize("file", ["image-rs/portrait_2.jpg", "pillow/xmp_tags_orientation.png"])
+def test_profile_and_orientation_together_match_pillow(shared_data: Path, file: str) -> None:
+    """Both have a profile that is not sRGB; Pillow's own conversion is perceptual."""
+    data = (shared_data / "evil" / file).read_bytes()
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    profile, srgb = io.BytesIO(image.info["icc_profile"]), ImageCms.createProfile("sRGB")
+    expected = np.asarray(ImageCms.profileToProfile(image, profile, srgb))
+    assert np.abs(whole(data).pixels.astype(int) - expected).mean() < 0.5
 
 
 def test_cmyk_looks_like_the_same_picture_in_rgb(shared_data: Path) -> None:

@@ -159,6 +159,59 @@ def test_statistics_of_two_parts_are_those_of_one(made: Path, made_parts: list[P
     assert (one.same_sha256 or 0) > sum(collect([part]).same_sha256 or 0 for part in made_parts)
 
 
+def test_different_selections_of_one_name_are_not_added_up(parts: list[Path]) -> None:
+    rules = config(exact_duplicates=True)
+    curate_together(parts, "all", rules)
+    assert collect(parts, "all").selection == "all"
+    curate_together(parts[:1], "all", rules, replace=True)
+    wanted = r"'all' of .*out-000 was made by itself, that of .*out-001 over out-000 .*, out-001"
+    with pytest.raises(UserError, match=wanted):
+        collect(parts, "all")
+    curate_together(parts[1:], "all", config(), replace=True)
+    with pytest.raises(UserError, match=r"of .*out-000 and of .*out-001 were made by different ru"):
+        collect(parts, "all")
+
+
+def test_a_renamed_folder_is_said_to_be_renamed(parts: list[Path]) -> None:
+    rules = config(exact_duplicates=True)
+    curate_together(parts, "all", rules)
+    renamed = parts[1].rename(parts[1].with_name("other"))
+    wanted = r"made with another name of a DATASET \(other, was out-001\);"
+    with pytest.raises(UserError, match=wanted):
+        curate_together([parts[0], renamed], "all", rules)
+
+
+def test_numbers_of_different_types_are_compared(made_parts: list[Path], parts: list[Path]) -> None:
+    for path in sorted((parts[1] / "metadata").iterdir()):
+        table = pq.read_table(path)
+        place = table.schema.get_field_index("original_width")
+        wide = table["original_width"].cast(pa.float64())
+        pq.write_table(table.set_column(place, "original_width", wide), path)
+    wanted = config(
+        prefer="original_width",
+        thresholds={"original_width": {"in": [96, 80]}},
+        exact_duplicates=True,
+        caps={"original_width": 7},
+    )
+    left = []
+    for datasets in (made_parts, parts):
+        together = open_together(datasets)
+        verdict = apply_rules(together, wanted, require_possible(together, wanted))
+        left.append((verdict.left().tolist(), verdict.counts()))
+    assert left[0] == left[1]
+
+
+def test_a_copy_without_pictures_and_embeddings_is_enough(
+    made_parts: list[Path], tmp_path: Path
+) -> None:
+    heavy = shutil.ignore_patterns("shards", "img_emb", "text_emb", "index")
+    light = Path(shutil.copytree(made_parts[0], tmp_path / "light", ignore=heavy))
+    assert not (light / "shards").exists()
+    rules = config(exact_duplicates=True, phash_duplicates={"distance": 2})
+    done = curate_together([light], "a", rules)[0].selection
+    assert collect([light], "a").rows == done.kept
+
+
 def test_what_cannot_be_compared_is_refused(
     parts: list[Path],
     tmp_path: Path,

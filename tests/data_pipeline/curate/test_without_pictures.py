@@ -12,7 +12,10 @@ from curated import config, keys
 
 from base.errors import UserError
 from data_pipeline.config import PrepareConfig
+from data_pipeline.curate.possible import require_possible
+from data_pipeline.curate.rules import apply_rules
 from data_pipeline.curate.run import curate, curate_together
+from data_pipeline.curate.together import open_together
 from data_pipeline.pipeline import prepare
 from data_pipeline.stats.collect import collect
 from data_pipeline.stats.plot import draw
@@ -71,6 +74,17 @@ def test_rules_that_need_pictures_are_refused(
     with pytest.raises(UserError, match=message):
         curate(vectors, "a", config(**rules))
     assert not (vectors / "selections").exists()
+
+
+@pytest.mark.parametrize("column", ["min_side", "aspect", "original_width", "original_height"])
+@pytest.mark.parametrize(("nulls", "count"), [("keep", COUNT), ("drop", COUNT // 2)])
+def test_a_side_that_is_not_told_is_no_value(
+    vectors: Path, column: str, nulls: str, count: int
+) -> None:
+    together = open_together([vectors])
+    rules = config(thresholds={column: {"min": 1, "nulls": nulls}})
+    kept = apply_rules(together, rules, require_possible(together, rules)).left()
+    assert len(kept) == count
 
 
 def test_like_embeddings_are_dropped_and_equal_ones_are_on_one_side(
