@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from base.errors import UserError
 from base.files import read_json, sha256_file, write_json
 from data_pipeline import columns
 from data_pipeline.check_sample import agrees
@@ -23,6 +24,7 @@ from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import embed
 from data_pipeline.pipeline import prepare
 from data_pipeline.schema.dataset import METADATA_SCHEMA, FileRecord, read_dataset
+from data_pipeline.search.build import build
 from data_pipeline.search.embeddings import open_embeddings
 from data_pipeline.search.find import find
 from data_pipeline.search.layout import IndexRecord, back_end
@@ -285,6 +287,15 @@ def test_a_damaged_index_is_found_and_how_to_make_it_again(copy: Path, tmp_path:
     (folder / "stray").mkdir()
     (folder / "stray" / "x").write_bytes(b"x")
     assert verify(copy).problems == ("index/stray/x: does not belong to the DATASET",)
+
+
+def test_an_index_whose_bytes_changed_is_not_taken_for_made(copy: Path, tmp_path: Path) -> None:
+    """Nothing but its hash tells; without autofaiss, making it again is refused."""
+    record = with_index(copy)
+    assert build(copy, environment=tmp_path / "none") == (record, False)
+    (copy / "index" / "image.index").write_bytes(b"Rows of the index")
+    with pytest.raises(UserError, match="has no autofaiss"):
+        build(copy, environment=tmp_path / "none")
 
 
 def test_a_search_tells_a_damaged_index_from_none(copy: Path) -> None:
