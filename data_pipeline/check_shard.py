@@ -7,14 +7,12 @@ import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import simplejpeg
-from PIL import Image
 
+from data_pipeline.check_sample import sample_problem
 from data_pipeline.commits import is_current
 from data_pipeline.embed import CLIP_NOTE
 from data_pipeline.features import cosine
@@ -23,6 +21,7 @@ from data_pipeline.schema.dataset import (
     EMBEDDING_COLUMNS,
     MAX_EMBEDDING_NORM_ERROR,
     METADATA_SCHEMA,
+    PIXELS,
     REASONS,
     REJECTED_SCHEMA,
     ClipInfo,
@@ -80,10 +79,14 @@ def check_metadata(
     rows: list[int] = table["row"].to_pylist()
     if any(after <= before for before, after in itertools.pairwise(rows)):
         problems.add(path, "rows are not in input order")
-    if info.clip is None:
+    least = 1 if info.has_pictures else 0  # published embeddings need not tell
+    for name in ("original_width", "original_height"):
+        if any(side < least for side in table[name].to_pylist()):
+            problems.add(path, f"{name} has values below {least}")
+    if commit.stage == PIXELS:
         if any(table[name].null_count != table.num_rows for name in EMBEDDING_COLUMNS):
             problems.add(path, "has similarities without a CLIP")
-    elif read_note(table.schema, CLIP_NOTE) != asdict(info.clip):
+    elif info.clip and read_note(table.schema, CLIP_NOTE) != asdict(info.clip):
         problems.add(path, "its CLIP is not the one of dataset.json")
     return rows
 
@@ -91,6 +94,7 @@ def check_metadata(
 def check_tar(files: ShardFiles, commit: Commit, table: pa.Table, problems: Problems) -> None:
     """Headers as we write them, members in order, where metadata says, with what it says."""
     path = tar_path(Path(), commit.shard)
+    extra = list(table.schema)[len(METADATA_SCHEMA) :]
     with files.stream(path) as tar:
         place = 0
         for row in table.to_pylist():
@@ -106,7 +110,7 @@ def check_tar(files: ShardFiles, commit: Commit, table: pa.Table, problems: Prob
                 if any(tar.read(-length % 512)):
                     problems.add(path, f"{name}: bytes after its end")
                 place = offset + length + -length % 512
-            problem = _sample_problem(members, row)
+            problem = sample_problem(members, row, extra)
             if problem:
                 problems.add(path, f"{row['key']}: {problem}")
         if tar.read(len(_END) + 1) != _END:
@@ -120,35 +124,13 @@ def check_no_tar(files: ShardFiles, commit: Commit, table: pa.Table, problems: P
     for name in ("width", "height", *places):
         if any(table[name].to_pylist()):
             problems.add(path, f"{name} is told of pictures that are not there")
+    if any(table["phash"].to_pylist()):
+        problems.add(path, "phash is told of pictures that are not there")
     for caption, captions in zip(
         table["caption"].to_pylist(), table["captions"].to_pylist(), strict=True
     ):
         if captions[:1] != [caption]:
             problems.add(path, "the caption is not the first of the captions")
-
-
-def _sample_problem(members: dict[str, bytes], row: dict[str, Any]) -> str | None:
-    """What is wrong with one sample's members, or None."""
-    if members["txt"].decode() != row["caption"] or row["captions"][:1] != [row["caption"]]:
-        return "the caption of .txt, metadata and captions differ"
-    extra = json.loads(members["json"])
-    for name in ("key", "row", "source_key", "url", "caption", "captions", "sha256", "phash"):
-        if extra.get(name) != row[name]:
-            return f"{name} of .json and metadata differ"
-    return _picture_problem(members["jpg"], row["width"], row["height"])
-
-
-def _picture_problem(jpeg: bytes, width: int, height: int) -> str | None:
-    with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as header:
-        if header.mode != "RGB" or header.info.get("exif"):
-            return "the picture is not plain RGB without EXIF"
-    try:
-        shape = simplejpeg.decode_jpeg(jpeg, strict=True).shape
-    except ValueError as error:
-        return f"the picture is damaged ({error})"
-    if shape != (height, width, 3):
-        return f"the picture is {shape[1]}x{shape[0]}, metadata says {width}x{height}"
-    return None if jpeg.endswith(b"\xff\xd9") else "the picture has bytes after its end"
 
 
 def check_embeddings(

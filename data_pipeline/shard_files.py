@@ -67,7 +67,11 @@ class ShardFiles:
 
     def table(self, path: Path) -> pa.Table:
         """A file of metadata or rejected rows."""
-        return pq.read_table(pa.BufferReader(self.read(path)))
+        with pq.ParquetFile(pa.BufferReader(self.read(path))) as file:
+            groups = file.num_row_groups
+            if groups != 1 and file.metadata.num_rows:
+                self._problems.add(path, f"row groups: got {groups}, expected one with all rows")
+            return file.read()
 
     def opened(self, path: Path) -> io.BytesIO:
         """A file of embeddings."""

@@ -53,11 +53,13 @@ from data_pipeline.schema.dataset import (
     shard_name,
 )
 from data_pipeline.schema.selection import FOLDER
+from data_pipeline.search.check import check_indexes
+from data_pipeline.search.layout import INDEX
 from data_pipeline.shard_files import ShardFiles
 
 _COPIED_AT_ONCE = 1 << 20
 _FOLDERS = ("plan", "shards", "img_emb", "text_emb", "metadata", "rejected", "commits")
-_OURS_TOO = ("selections", "embeddings", "index")  # later additions to a DATASET
+_OURS_TOO = ("selections", "embeddings", INDEX)  # later additions to a DATASET
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,17 @@ def verify(dataset: Place) -> VerifyReport:
             problems.found += result.problems.found
             bar.advance(planned[shard] if shard < len(planned) else 0)
     commits = [result.commit for result in results if result.commit is not None]
+    _check_stages(dataset, info, commits, problems)
     _check_totals(dataset, info, planned, commits, problems)
-    further = {n: [r.further[n] for r in results if n in r.further] for n in names if n is not None}
-    every = [*commits, *itertools.chain.from_iterable(further.values())]
+    sets: dict[str | None, list[Commit]] = {None: commits}
+    for name in names:
+        if name is not None:
+            sets[name] = [r.further[name] for r in results if name in r.further]
+    every = list(itertools.chain.from_iterable(sets.values()))
     files = {path: record for commit in every for path, record in commit.files.items()}
     _check_nothing_else(dataset, info, set(files), names, problems)
     _guarded(problems, FOLDER, lambda: _check_selections(dataset, info, commits, problems))
+    _guarded(problems, INDEX, lambda: check_indexes(dataset, info, sets, problems))
     return VerifyReport(
         dataset=str(dataset),
         shards=info.shards,
@@ -128,7 +135,7 @@ def verify(dataset: Place) -> VerifyReport:
         files=len(files),
         bytes=sum(record.bytes for record in files.values()),
         embeddings=tuple(name or "" for name in names),
-        devices={name or "": device_kinds(further[name] if name else commits) for name in names},
+        devices={name or "": device_kinds(sets[name]) for name in names},
         problems=tuple(problems.found),
     )
 
@@ -242,6 +249,8 @@ def _check_content(
         check_pictures = check_tar if info.has_pictures else check_no_tar
         _guarded(problems, where, lambda: check_pictures(files, commit, table, problems))
         for name in names:
+            if name is None and commit.stage != EMBEDDED:
+                continue
             where = str(img_emb_path(Path(), shard, name))
             check = partial(check_embeddings, files, commit, table, info, name, problems)
             _guarded(problems, where, check)
@@ -260,9 +269,28 @@ def _expected_files(commit: Commit, info: DatasetInfo) -> set[str]:
             optional = {f"text_emb/text_emb_{name}.npy"} & set(commit.files)
             expected |= optional | {f"img_emb/img_emb_{name}.npy"}
             expected.remove(f"shards/{name}.tar")
-        elif info.clip:
+        elif commit.stage == EMBEDDED:
             expected |= {f"img_emb/img_emb_{name}.npy", f"text_emb/text_emb_{name}.npy"}
     return expected
+
+
+def _check_stages(
+    root: Place, info: DatasetInfo, commits: list[Commit], problems: Problems
+) -> None:
+    """That all shards are embedded or none is; told first, because other problems follow of it."""
+    bare = [commit.shard for commit in commits if commit.stage == PIXELS]
+    if not any(commit.stage == EMBEDDED for commit in commits) and info.clip is None:
+        return
+    if bare:
+        some = f"embeddings of {len(bare)} of {info.shards} shards are missing"
+        what = f"{some} (the first is shard {shard_name(bare[0])})"
+    elif info.clip is None:
+        what = "clip is null, though every shard has embeddings"
+    else:
+        return
+    told = Problems()
+    told.add(DATASET_FILE, f"{what}; run `unclip data embed {root} --clip CLIP` again")
+    problems.found[:0] = told.found
 
 
 def _check_totals(
@@ -289,9 +317,6 @@ def _check_totals(
     if config is not None:
         side = config.image_size if info.has_pictures else 0
         problems.expect(where, "image_size", info.image_size, side)
-    stage = EMBEDDED if info.clip else PIXELS
-    if any(commit.stage != stage for commit in commits):
-        problems.add(where, "embedding was begun and not finished; run `unclip data embed` again")
     _guarded(
         problems, where, lambda: _expect_canonical(root / where, info.to_json(), problems, where)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import shutil
 from pathlib import Path
 
 from base.errors import UserError
@@ -12,26 +12,24 @@ from base.lease import Lease
 from base.progress import Progress
 from base.stop import StopFlag
 from data_pipeline.attempts import work_folder
+from data_pipeline.problems import Problems
 from data_pipeline.schema.dataset import FileRecord
 from data_pipeline.search.autofaiss import find_autofaiss, make_index, memory_bytes
+from data_pipeline.search.check import Indexed, check_index
 from data_pipeline.search.embeddings import EmbeddingSet, open_embeddings
 from data_pipeline.search.layout import (
+    BACK_END_CACHE,
+    BACK_END_FILE,
     KINDS,
+    METADATA,
     RECORD,
     VERSION,
     IndexRecord,
+    back_end,
     index_folder,
     read_record,
 )
 
-# What clip-retrieval's back end is told: to load nothing from the web, and which columns to return.
-_BACK_END = {
-    "indice_folder": ".",
-    "columns_to_return": ["key", "source_key", "url", "caption", "width", "height"],
-    "use_jit": False,
-    "enable_mclip_option": False,
-    "provide_aesthetic_embeddings": False,
-}
 _OVERHEAD = 0.9  # of the memory; autofaiss wants the rest for its work
 
 
@@ -60,11 +58,9 @@ def build(
         embeddings.require_whole()
         wanted = embeddings.fingerprint()
         folder = index_folder(dataset, name)
-        there = _usable(folder)
-        if there is not None and (there.embeddings_fingerprint, there.index_memory) == (
-            wanted,
-            index_memory,
-        ):
+        there = _usable(embeddings, wanted)
+        if there is not None and there.index_memory == index_memory:
+            _link_metadata(dataset, folder)
             return there, False
         program = find_autofaiss(environment)
         with work_folder(dataset) as work:
@@ -80,12 +76,16 @@ def build(
             return _publish(work, folder, embeddings, wanted, index_memory, kinds), True
 
 
-def _usable(folder: Path) -> IndexRecord | None:
-    """The record that is there; one that cannot be read is made anew."""
-    try:
-        return read_record(folder)
-    except UserError:
-        return None
+def _usable(embeddings: EmbeddingSet, fingerprint: str) -> IndexRecord | None:
+    """The record of a whole index of these embeddings; any other is made anew."""
+    info = embeddings.info
+    of = Indexed(
+        embeddings.name, embeddings.clip, info.plan_fingerprint, fingerprint, embeddings.rows
+    )
+    folder, problems = index_folder(embeddings.root, embeddings.name), Problems()
+    home = folder.relative_to(embeddings.root).as_posix()
+    check_index(embeddings.root, home, of, problems)
+    return None if problems.found else read_record(folder)
 
 
 def _publish(
@@ -118,8 +118,8 @@ def _publish(
         _sync(work / file)
         os.replace(work / file, folder / file)
     _link_metadata(embeddings.root, folder)
-    (folder / "metadata.hdf5").unlink(missing_ok=True)  # the back end's copy of what was before
-    write_json(folder / "indices_paths.json", {embeddings.name or "dataset": _BACK_END})
+    (folder / BACK_END_CACHE).unlink(missing_ok=True)  # of what was before
+    write_json(folder / BACK_END_FILE, back_end(embeddings.name))
     _sync(folder)
     write_json(folder / RECORD, record.to_json())
     return record
@@ -127,10 +127,11 @@ def _publish(
 
 def _link_metadata(root: Path, folder: Path) -> None:
     """The back end looks for the metadata beside the index; the DATASET's own serves."""
-    link = folder / "metadata"
-    with suppress(FileNotFoundError):
-        link.unlink()
-    link.symlink_to(os.path.relpath(root / "metadata", folder))
+    link = folder / METADATA
+    if link.is_dir() and not link.is_symlink():  # of a folder that was copied
+        shutil.rmtree(link)
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(root / METADATA, folder))
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +19,7 @@ from data_pipeline.commits import is_done
 from data_pipeline.schema.dataset import (
     EMBEDDED,
     ClipInfo,
+    Commit,
     DatasetInfo,
     clip_from_json,
     clip_path,
@@ -95,15 +96,13 @@ class EmbeddingSet:
         Raises:
             UserError: a shard has no commit.
         """
-        digests = []
+        commits = []
         for shard in range(self.info.shards):
             commit = read_commit(self.root, shard, self.name)
             if commit is None:
                 raise self._unfinished(img_emb_path(self.root, shard, self.name))
-            for path in (img_emb_path, text_emb_path):
-                record = commit.files.get(str(path(Path(), shard, self.name)))
-                digests.append(record.sha256 if record else None)
-        return fingerprint(digests)
+            commits.append(commit)
+        return fingerprint_of(commits, self.name)
 
     def _shard(self, shard: int) -> npt.NDArray[np.float16]:
         path = img_emb_path(self.root, shard, self.name)
@@ -129,6 +128,16 @@ class EmbeddingSet:
         option = f" --as {self.name}" if self.name else ""
         command = f"unclip data embed {self.root} --clip CLIP{option}"
         return UserError(f"{path}: not there yet, or not whole; run `{command}` again")
+
+
+def fingerprint_of(commits: Iterable[Commit], name: str | None) -> str:
+    """Changes with any byte of a set's embeddings, as the commits of its shards have them."""
+    digests = []
+    for commit in commits:
+        for path in (img_emb_path, text_emb_path):
+            record = commit.files.get(str(path(Path(), commit.shard, name)))
+            digests.append(record.sha256 if record else None)
+    return fingerprint(digests)
 
 
 def open_embeddings(root: Path, name: str | None = None) -> EmbeddingSet:

@@ -14,7 +14,14 @@ import pyarrow.parquet as pq
 from base.errors import UserError
 from data_pipeline.schema.dataset import metadata_path, tar_path
 from data_pipeline.search.embeddings import EmbeddingSet, open_embeddings
-from data_pipeline.search.layout import IndexRecord, index_folder, read_record
+from data_pipeline.search.layout import (
+    KINDS,
+    RECORD,
+    IndexRecord,
+    damage,
+    index_folder,
+    read_record,
+)
 from data_pipeline.search.nearest import Found, nearest_by_index, nearest_exactly
 from data_pipeline.search.query import embed_query, read_picture
 
@@ -91,7 +98,7 @@ def find(
     picture = None if image is None else read_picture(image)
     folder = index_folder(dataset, name)
     record = None if exact else read_record(folder)
-    why = "asked for" if exact else _why_not(record, embeddings)
+    why = "asked for" if exact else _why_not(folder, record, embeddings)
     query = embed_query(embeddings, clip, text, picture)
     if record is not None and not why:
         found = nearest_by_index(folder / "image.index", record, embeddings, query, count)
@@ -113,10 +120,16 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _why_not(record: IndexRecord | None, embeddings: EmbeddingSet) -> str:
+def _why_not(folder: Path, record: IndexRecord | None, embeddings: EmbeddingSet) -> str:
     """Why an index cannot be used; "" when it can."""
     if record is None:
+        if any((folder / f"{kind}.index").exists() for kind in KINDS):
+            return f"the index is damaged: {RECORD} is missing (`unclip data index` makes it anew)"
         return "there is no index (`unclip data index` makes one)"
+    for name, noted in record.files.items():
+        wrong = damage(folder, name, noted)
+        if wrong:
+            return f"the index cannot be used: {name} {wrong} (`unclip data index` makes it anew)"
     made_of = (record.plan_fingerprint, record.rows, record.clip)
     here = (embeddings.info.plan_fingerprint, embeddings.rows, embeddings.clip)
     if made_of != here or record.embeddings_fingerprint != embeddings.fingerprint():
