@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from base.errors import NothingUsable, UserError
+from base.errors import UserError
 from base.files import require_free_space, write_json
 from base.lease import Lease
 from base.places import Anywhere, Place
@@ -22,8 +22,8 @@ from data_pipeline.commits import done, publish_all, read_commits
 from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import claim, embed_all, first_set, is_embedded
 from data_pipeline.fetch.lists import settled
-from data_pipeline.parquet import read_table
-from data_pipeline.plan import ShardPlan, TooManyShards, persist, plan_fingerprint
+from data_pipeline.nothing_kept import ask_again, require_kept
+from data_pipeline.plan import ShardPlan, TooManyShards, agreed, persist, plan_fingerprint
 from data_pipeline.schema.dataset import (
     DATASET_FILE,
     PIXELS,
@@ -35,11 +35,11 @@ from data_pipeline.schema.dataset import (
     Commit,
     DatasetInfo,
     read_dataset,
-    rejected_path,
     shard_name,
 )
 from data_pipeline.sources import Source
 from data_pipeline.vectors import make_vector_shard, used_clip, with_clip
+from data_pipeline.whereabouts import note_places
 
 _LEAST_BYTES_PER_ROW = 4096  # headers and padding alone; a full disk later is told all the same
 _TASKS_PER_CPU = 2  # under way: one at work, one waiting
@@ -122,8 +122,9 @@ def prepare_sources(
     _check_target(out)
     with _removed_if_empty(out), Lease(out), work_folder(out) as work:
         found = with_clip(out, scan(work), spec)
-        shards = persist(out, found, config, part)
+        shards = agreed(out, found, config, part)
         if (info := _complete(out, spec, config)) is not None:
+            note_places(out, found)
             if bar is not None:
                 bar.skip(info.input)
             return info
@@ -131,9 +132,12 @@ def prepare_sources(
         with cluster(ray_address) as ray, StopFlag() as stop:
             if spec is not None and used is None:
                 pool = start_pool(ray, clip, config.embed, len(shards), stop)
+            persist(out, found, config, part)  # now that Ray and the CLIP are known to be there
+            if pool is not None:
                 claim(out, len(shards), None, pool.info)
+            ask_again(out, len(shards))
             _make_shards(ray, out, work, found, shards, config, pool, stop, bar)
-            _require_kept(out, len(shards))
+            require_kept(out, len(shards))
             if pool is not None:  # what an earlier run made without a CLIP
                 embed_all(ray, out, work, len(shards), pool, None, stop)
         return _finish(out, shards, config, used if pool is None else pool.info)
@@ -229,17 +233,6 @@ def _commits(out: Place, shards: int) -> Iterator[Commit]:
         if commit is None:
             raise UserError(f"{out}: shard {shard} has no commit; run the same command again")
         yield commit
-
-
-def _require_kept(out: Place, shards: int) -> None:
-    if any(commit.kept for commit in _commits(out, shards)):
-        return
-    reasons: Counter[str] = Counter()
-    for shard in range(shards):
-        table = read_table(rejected_path(out, shard), columns=["reason"])
-        reasons.update(table["reason"].to_pylist())
-    told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(4))
-    raise NothingUsable(f"{out}: none of the {sum(reasons.values())} rows can be kept ({told})")
 
 
 def _finish(

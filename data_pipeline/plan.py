@@ -21,10 +21,19 @@ from data_pipeline.fetch.lists import digests
 from data_pipeline.parquet import read_table
 from data_pipeline.schema.dataset import CONFIG_FILE, MAX_SHARDS, PLAN_FILE, PLAN_SCHEMA
 from data_pipeline.sources import Source
+from data_pipeline.whereabouts import note_places
 
 _NOTE = b"sources"
 _FIRST_ROW = b"first_row"  # of a part's plan: where it begins in the whole input
 _LISTS = b"opt_out"
+_NAMED = 3  # inputs that a message names
+_HELD_TO = {  # what an input's fingerprint tells apart
+    "pairs": "names or sizes of pictures, captions or sidecars",
+    "tar": "names, places or sizes of members, captions or sidecars",
+    "table": "bytes in the table",
+    "embeddings": "metadata or vectors",
+    "retry": "rows that may pass, or inputs before",
+}
 # What a run that goes on may change. Of lists their content is recorded, of embeddings whose.
 _FREE = {f"fetch.{name}" for name in (*PACE, *LISTS)}
 _FREE |= {f"embed.{name}" for name in EmbedConfig.model_fields}
@@ -98,6 +107,20 @@ def persist(
         TooManyShards: the whole input needs several parts.
         UserError: inputs or config differ from those of the plan that `root` was begun with.
     """
+    shards = agreed(root, sources, config, part)
+    if not (root / CONFIG_FILE).is_file():
+        _write(root, sources, shards, config)
+    note_places(root, sources)
+    return shards
+
+
+def agreed(
+    root: Place, sources: Sequence[Source], config: PrepareConfig, part: int | None = None
+) -> list[ShardPlan]:
+    """What `persist` would write, or has written; nothing is written yet. Its errors are the same.
+
+    For what must be there first, so that a mistake in it leaves no plan that others are held to.
+    """
     rows = [source.rows for source in sources]
     parts = -(-sum(rows) // (MAX_SHARDS * config.samples_per_shard))
     if part is None and parts > 1:
@@ -105,8 +128,6 @@ def persist(
     shards = cut(rows, config.samples_per_shard, part or 0)
     if (root / CONFIG_FILE).is_file():
         _require_same(root, sources, config)
-    else:
-        _write(root, sources, shards, config)
     return shards
 
 
@@ -230,12 +251,34 @@ def require_same_inputs(root: Place, sources: Sequence[Source]) -> None:
     before = recorded_inputs(root)
     if len(before) != len(sources):
         raise UserError(
-            f"{root}: begun with {len(before)} inputs, now {len(sources)}; "
-            "use the old ones or another --out"
+            f"{root}: begun with {_listed([was['name'] for was in before])}, now "
+            f"{_listed([source.name for source in sources])}; use the old ones or another --out"
         )
     for was, source in zip(before, sources, strict=True):
-        if (was["rows"], was["fingerprint"]) != (source.rows, source.fingerprint):
+        if (was["rows"], was["fingerprint"]) == (source.rows, source.fingerprint):
+            continue
+        if was["name"] != source.name:
             raise UserError(
-                f"{source.name}: changed since {root} was begun ({was['rows']} rows then, "
-                f"{source.rows} now); use another --out"
+                f"{root}: begun with {was['name']}, now {source.name} ({_difference(was, source)})"
+                "; use the old one or another --out"
             )
+        raise UserError(
+            f"{source.name}: changed since {root} was begun ({_difference(was, source)}); "
+            "use another --out"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """So many inputs, with the names of the first ones."""
+    more = ", …" if len(names) > _NAMED else ""
+    inputs = "input" if len(names) == 1 else "inputs"
+    return f"{len(names)} {inputs} ({', '.join(names[:_NAMED])}{more})"
+
+
+def _difference(was: dict[str, Any], source: Source) -> str:
+    """What the plan knows of it: the kind, the rows, or else what the fingerprint is made of."""
+    if was["kind"] != source.kind:
+        return f"{was['kind']} then, {source.kind} now"
+    if was["rows"] != source.rows:
+        return f"{was['rows']} rows then, {source.rows} now"
+    return f"{source.rows} rows as then, but other {_HELD_TO[source.kind]}"

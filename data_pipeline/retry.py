@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from base.config import fingerprint
 from base.errors import NothingUsable, UserError
 from base.files import atomic_path
-from base.places import Place, place
+from base.places import Place
 from data_pipeline import columns, sources
 from data_pipeline.config import ColumnsConfig, PrepareConfig
 from data_pipeline.parquet import read_table
@@ -26,6 +26,7 @@ from data_pipeline.plan import read_config, recorded_inputs, require_same_inputs
 from data_pipeline.row import Row
 from data_pipeline.schema.dataset import RETRYABLE, DatasetInfo, read_dataset, rejected_path
 from data_pipeline.sources import Source, tables
+from data_pipeline.whereabouts import find_inputs
 
 _READ_ROWS = 1000  # read together where several of them are wanted
 SOURCE_ROW = "source_row"  # of the input that the first DATASET was made of
@@ -59,8 +60,7 @@ def retry(
     def scan(work: Place) -> list[Source]:
         origin, wanted = passes[0]
         named = read_config(origin).columns
-        before = sources.scan([item["name"] for item in recorded_inputs(origin)], work, named)
-        require_same_inputs(origin, before)
+        before = _inputs(origin, work, named)
         listing = work / "retry.parquet"
         for (earlier, _), (later, again) in itertools.pairwise(passes):
             require_same_inputs(later, [_source(earlier, listing, before, named, wanted)])
@@ -73,6 +73,16 @@ def retry(
     return prepare_sources(scan, out, clip, config, ray_address=ray_address)
 
 
+def _inputs(origin: Place, work: Place, named: ColumnsConfig) -> list[Source]:
+    """What `origin` was made of, by the names that were typed then, wherever it was found."""
+    names = [item["name"] for item in recorded_inputs(origin)]
+    found = sources.scan(find_inputs(origin, names), work, named)
+    if len(found) == len(names):
+        found = [replace(source, name=name) for source, name in zip(found, names, strict=True)]
+    require_same_inputs(origin, found)
+    return found
+
+
 def _chain(dataset: Place) -> list[Place]:
     """The DATASETs that led to this one by passes, the one of the inputs first, this one last."""
     chain = [dataset]
@@ -81,8 +91,8 @@ def _chain(dataset: Place) -> list[Place]:
         inputs = recorded_inputs(chain[0])
         if [item["kind"] for item in inputs] != ["retry"]:
             return chain
-        earlier = place(inputs[0]["name"].removesuffix(_NAME))
-        if earlier in chain:
+        (earlier,) = find_inputs(chain[0], [inputs[0]["name"].removesuffix(_NAME)])
+        if earlier.absolute() in [later.absolute() for later in chain]:
             raise UserError(
                 f"{chain[0]}: another pass over {earlier}, which is no earlier DATASET; "
                 "expected it where it was"
@@ -99,19 +109,45 @@ def _source(
     """
     told = [source.fingerprint for source in before]
     extra = columns.union([source.extra for source in before])
-    key = named.key if named.key in extra.names else None
+    own = _Own.beside(extra)
+    key = own.listed.get(named.key) if named.key else None
     return Source(
         kind="retry",
         name=f"{dataset}{_NAME}",
-        path=str(listing.absolute()),
+        path=str(dataset.absolute()),
         rows=len(wanted),
         fingerprint=fingerprint(
             [told, named.model_dump(), hashlib.sha256(wanted.tobytes()).hexdigest()]
         ),
         table=str(listing.absolute()),
         extra=extra,
-        columns=ColumnsConfig(url="url", captions=("captions",), key=key),
+        columns=ColumnsConfig(url=own.url, captions=(own.captions,), key=key),
     )
+
+
+@dataclass(frozen=True)
+class _Own:
+    """Names of the listing's own columns, which differ from those of the input's others.
+
+    So these keep theirs, and metadata gives them the names that it gave them in the first DATASET.
+    """
+
+    url: str
+    captions: str
+    listed: Mapping[str, str]  # the others' names there, by those in the input
+
+    @staticmethod
+    def beside(extra: pa.Schema) -> _Own:
+        taken = {SOURCE_ROW, *(name.lower() for name in extra.names)}
+        listed = {name: _free(name, taken) if name == SOURCE_ROW else name for name in extra.names}
+        taken |= {name.lower() for name in listed.values()}
+        return _Own(_free("url", taken), _free("captions", taken), listed)
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    while name in taken:
+        name = f"input_{name}"
+    return name
 
 
 def _retryable(dataset: Place) -> Positions:
@@ -133,23 +169,23 @@ def _write_listing(
 ) -> None:
     """The wanted rows as a table of addresses, in row groups: never all of them in memory."""
     extra = columns.union([source.extra for source in before])
-    own = [("url", pa.string()), ("captions", pa.list_(pa.string())), (SOURCE_ROW, pa.int64())]
-    taken = {name for name, _ in own}
-    others = [field for field in extra if field.name not in taken]
-    if not any(field.name.lower() in tables.KEYS for field in others):
-        own.append(("key", pa.string()))
-    schema = pa.schema([*own, *others])
+    own = _Own.beside(extra)
+    fields = [pa.field(own.url, pa.string()), pa.field(own.captions, pa.list_(pa.string()))]
+    fields.append(pa.field(SOURCE_ROW, pa.int64()))
+    if not any(name.lower() in tables.KEYS for name in extra.names):
+        fields.append(pa.field("key", pa.string()))
+    schema = pa.schema([*fields, *(f.with_name(own.listed[f.name]) for f in extra)])
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         batch: list[dict[str, Any]] = []
         for position, row in _rows(before, wanted, max_bytes):
             batch.append(
                 {
-                    **row.extra,
-                    "url": row.url,
-                    "captions": list(row.captions),
+                    "key": row.source_key,
+                    **{own.listed.get(name, name): row.extra[name] for name in row.extra},
+                    own.url: row.url,
+                    own.captions: list(row.captions),
                     SOURCE_ROW: position,
-                    "key": row.extra.get("key", row.source_key),
                 }
             )
             if len(batch) == rows_at_once:

@@ -39,6 +39,7 @@ from data_pipeline.schema.dataset import (
     DATASET_FILE,
     EMBEDDED,
     PIXELS,
+    PLACES_FILE,
     PLAN_FILE,
     SIZES_FILE,
     Commit,
@@ -332,7 +333,7 @@ def _check_totals(
 def _check_nothing_else(
     root: Place, info: DatasetInfo, files: set[str], names: list[str | None], problems: Problems
 ) -> None:
-    known = files | {DATASET_FILE, PLAN_FILE, CONFIG_FILE, SIZES_FILE}
+    known = files | {DATASET_FILE, PLAN_FILE, CONFIG_FILE, PLACES_FILE, SIZES_FILE}
     known |= {str(commit_path(Path(), shard)) for shard in range(info.shards)}
     for name in names:
         known |= {str(commit_path(Path(), shard, name)) for shard in range(info.shards)}

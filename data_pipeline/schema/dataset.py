@@ -30,6 +30,7 @@ DATASET_FILE = "dataset.json"
 SIZES_FILE = "shards/sizes.json"
 PLAN_FILE = "plan/plan.parquet"
 CONFIG_FILE = "plan/config.yaml"
+PLACES_FILE = "plan/places.json"  # where each input lay; in no hash
 WORK_FOLDER = ".work"
 
 REASONS: Mapping[str, str] = {

@@ -1,5 +1,6 @@
 """The plan covers every row once, in order, and holds a resume to what was begun."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,13 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from base.errors import UserError
+from base.places import place
 from data_pipeline import plan
 from data_pipeline.config import PrepareConfig
 from data_pipeline.fetch import FetchConfig
 from data_pipeline.fetch.config import LISTS, PACE
 from data_pipeline.plan import TooManyShards, cut, persist, plan_fingerprint, planned_rows
-from data_pipeline.schema.dataset import KEYS_PER_SHARD, MAX_SHARDS, key_position, sample_key
+from data_pipeline.schema.dataset import (
+    KEYS_PER_SHARD,
+    MAX_SHARDS,
+    PLACES_FILE,
+    key_position,
+    sample_key,
+)
 from data_pipeline.sources import Source
+from data_pipeline.whereabouts import find_inputs
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20), st.integers(1, 60))
@@ -91,8 +100,46 @@ def test_a_plan_is_persisted_and_refuses_what_changed(tmp_path: Path) -> None:
         persist(tmp_path, sources, config.model_copy(update={"image_size": 64}))
     with pytest.raises(UserError, match=r"b: changed since .* \(4 rows then, 6 now\)"):
         persist(tmp_path, [sources[0], _source("b", 6, "z")], config)
-    with pytest.raises(UserError, match="begun with 2 inputs, now 1"):
+    with pytest.raises(UserError, match=r"begun with 2 inputs \(a, b\), now 1 input \(a\)"):
         persist(tmp_path, sources[:1], config)
+    with pytest.raises(
+        UserError, match=r"begun with b, now c \(4 rows as then, but other names or"
+    ):
+        persist(tmp_path, [sources[0], _source("c", 4, "z")], config)
+    table_now = replace(_source("b", 6, "z"), kind="table")
+    with pytest.raises(UserError, match=r"b: changed since .* \(pairs then, table now\)"):
+        persist(tmp_path, [sources[0], table_now], config)
+
+
+def test_where_the_inputs_lie_is_noted_beside_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside what is hashed, so that the same inputs elsewhere have the same plan."""
+    prints = set()
+    for name in ("one", "two"):
+        (tmp_path / name / "in").mkdir(parents=True)
+        lies = replace(_source("in", 5, "x"), path=str(tmp_path / name / "in"))
+        persist(tmp_path / f"{name}-out", [lies], PrepareConfig())
+        prints.add(plan_fingerprint(tmp_path / f"{name}-out"))
+    assert len(prints) == 1
+    out = tmp_path / "one-out"
+    assert find_inputs(out, ["in"]) == [tmp_path / "one" / "in"]
+    persist(out, [lies], PrepareConfig())  # the same input, by now in the other place
+    assert find_inputs(out, ["in"]) == [tmp_path / "two" / "in"]
+    (tmp_path / "two" / "in").rmdir()
+    monkeypatch.chdir(tmp_path / "one")
+    assert find_inputs(out, ["in"]) == [tmp_path / "one" / "in"]
+    (out / PLACES_FILE).write_text('["damaged')
+    assert find_inputs(out, ["in"]) == [tmp_path / "one" / "in"]
+    (out / PLACES_FILE).unlink()  # as in earlier versions
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "two")
+    assert find_inputs(out, ["in"]) == [tmp_path / "in"]
+    (tmp_path / "in").rmdir()
+    looked = f"looked for {tmp_path / 'two' / 'in'}, {tmp_path / 'in'}"
+    with pytest.raises(UserError, match=f"^in: no such file or folder, .*made of it; {looked}$"):
+        find_inputs(out, ["in"])
+    assert find_inputs(out, ["s3://bucket/in"]) == [place("s3://bucket/in")]
 
 
 def test_a_run_that_goes_on_may_be_more_patient_but_not_fetch_something_else(

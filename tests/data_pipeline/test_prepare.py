@@ -209,7 +209,7 @@ def test_several_inputs_keep_their_order(
     assert prepare(inputs, tmp_path / "out", "none", config).kept == 13
     keys = pq.read_table(tmp_path / "out" / "metadata")["source_key"].to_pylist()
     assert keys == [f"{i:05d}.jpg" for i in range(6)] + [f"{i:09d}" for i in range(7)]
-    with pytest.raises(UserError, match="changed since"):
+    with pytest.raises(UserError, match=r"begun with .*pairs, now .*scenes"):
         prepare(inputs[::-1], tmp_path / "out", "none", config)
 
 
@@ -234,6 +234,24 @@ def test_other_folders_are_not_written_into(
     with pytest.raises(NothingUsable):
         prepare([tmp_path / "empty"], tmp_path / "out", "none", SMALL)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("absent", ["cluster", "start_pool"])
+def test_what_cannot_begin_holds_nobody_to_its_inputs(
+    absent: str,
+    tmp_path: Path,
+    pairs_folder: Callable[[Path, int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*given: object) -> None:
+        raise UserError(f"no {absent}")
+
+    folder, out = pairs_folder(tmp_path / "in", 1), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"data_pipeline.pipeline.{absent}", refuse)
+        with pytest.raises(UserError, match=f"no {absent}"):
+            prepare([folder], out, "random:0", SMALL)
+    assert not out.exists()
 
 
 def test_a_larger_input_becomes_several_datasets(

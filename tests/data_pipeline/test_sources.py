@@ -447,7 +447,7 @@ def test_a_run_goes_on_with_a_copy_but_with_no_other_caption_of_that_length(
     begin(make(tmp_path / "in", before))
     begin(make(tmp_path / "copy", before))
     other = make(tmp_path / "other", {**before, name: after})
-    with pytest.raises(UserError, match=rf"{other.name}: changed since .*out was begun"):
+    with pytest.raises(UserError, match=rf"out: begun with .*, now .*{other.name} \("):
         begin(other)
 
 

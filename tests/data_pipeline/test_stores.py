@@ -348,8 +348,9 @@ PER_SHARD = ["--set", "samples_per_shard=8", "--set", "image_size=32"]
 
 
 def but_the_names(tree: dict[str, str]) -> dict[str, str]:
-    """Without the two files that say what the inputs were called."""
-    return {k: v for k, v in tree.items() if k not in ("plan/plan.parquet", "dataset.json")}
+    """Without the files that say what the inputs were called, and where they lay."""
+    named = ("plan/plan.parquet", "plan/places.json", "dataset.json")
+    return {k: v for k, v in tree.items() if k not in named}
 
 
 def test_a_dataset_in_a_store_has_the_bytes_of_a_local_one(

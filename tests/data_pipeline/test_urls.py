@@ -23,6 +23,7 @@ from data_pipeline.retry import _rows, retry
 from data_pipeline.row import Row
 from data_pipeline.schema.dataset import REASONS, RETRYABLE
 from data_pipeline.sources import Source
+from data_pipeline.status import status
 from data_pipeline.verify import verify
 
 COUNT = 60
@@ -257,7 +258,7 @@ def test_passes_over_passes_lead_to_the_first_input(
     ):
         retry(second, tmp_path / "fourth")
     first.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="first: not a DATASET"):
+    with pytest.raises(UserError, match=r"first: no such file or folder, but .*second was made of"):
         retry(second, tmp_path / "fourth")
     second.rename(first)
     with pytest.raises(UserError, match=r"first: another pass over .*first, which is no earlier"):
@@ -326,3 +327,104 @@ def test_another_pass_takes_the_opt_out_lists_as_they_are_by_then(
     second = retry(tmp_path / "first", tmp_path / "second")
     assert (second.kept, second.rejected) == (1, 1)
     assert [row["reason"] for row in rejected(tmp_path / "second")] == ["opted_out"]
+
+
+def test_a_dataset_in_which_nothing_arrived_is_asked_for_again(
+    laion: tuple[Path, dict[str, bytes]], server: Server, tmp_path: Path, ray_cluster: None
+) -> None:
+    """By the same command, and of its shards only those whose fault may pass."""
+    path, files = laion
+    table = pq.read_table(path).slice(0, 3).to_pydict()
+    table["URL"] = [server.url(f"status/{name}") for name in ("503/a", "404", "503/b")]
+    pq.write_table(pa.table(table), path)
+    settings = config().model_copy(update={"samples_per_shard": 1})
+    out = tmp_path / "out"
+    for asked in (2, 4):  # at two attempts each time
+        with pytest.raises(
+            NothingUsable, match=r"\(http_passing 2, .*of 2 the fault may pass: the"
+        ):
+            prepare([path], out, "none", settings)
+        assert server.seen["status/503/a"] == asked
+    assert server.seen["status/404"] == 1
+    assert status(out).reasons == {"http_passing": 2, "http_error": 1}
+    server.files = {f"status/503/{name}": files["1.jpg"] for name in "ab"}
+    assert prepare([path], out, "none", settings).kept == 2
+    assert verify(out).whole
+
+
+def test_another_pass_in_which_nothing_arrives_goes_on_with_the_same_command(
+    laion: tuple[Path, dict[str, bytes]], server: Server, tmp_path: Path, ray_cluster: None
+) -> None:
+    path, files = laion
+    table = pq.read_table(path).slice(0, 2).to_pydict()
+    table["URL"] = [server.url(name) for name in ("0.jpg", "status/503")]
+    pq.write_table(pa.table(table), path)
+    prepare([path], tmp_path / "first", "none", config())
+    with pytest.raises(NothingUsable, match="the same command asks for them again"):
+        retry(tmp_path / "first", tmp_path / "second")
+    server.files["status/503"] = files["1.jpg"]
+    assert retry(tmp_path / "first", tmp_path / "second").kept == 1
+
+
+def test_columns_whose_names_another_pass_needs_travel_all_the_same(
+    laion: tuple[Path, dict[str, bytes]], server: Server, tmp_path: Path, ray_cluster: None
+) -> None:
+    """With the names that they have in the first DATASET, however many passes there are."""
+    path, files = laion
+    table = {
+        "link": [server.url(name) for name in ("0.jpg", "status/503/a", "status/503/b")],
+        "text": [f"number {i}" for i in range(3)],
+        "url": ["page 0", "page 1", "page 2"],
+        "captions": [[f"one {i}", f"two {i}"] for i in range(3)],
+        "source_row": [10, 11, 12],
+        "uid": ["x", "y", "z"],
+    }
+    pq.write_table(pa.table(table), path)
+    named = ColumnsConfig(url="link", captions=("text",), key="source_row")
+    settings = config().model_copy(update={"columns": named})
+    prepare([path], tmp_path / "first", "none", settings)
+    server.files["status/503/a"] = files["1.jpg"]
+    retry(tmp_path / "first", tmp_path / "second")
+    server.files["status/503/b"] = files["2.jpg"]
+    retry(tmp_path / "second", tmp_path / "third")
+    own = ["source_key", "caption", "input_url", "input_captions", "uid"]
+    found = [metadata(tmp_path / name) for name in ("first", "second", "third")]
+    assert found[0].select([*own, "source_row"]).to_pylist()[0]["source_row"] == 10
+    for i, passed in ((1, found[1]), (2, found[2])):
+        assert passed.select([*own, "source_row", "input_source_row"]).to_pylist() == [
+            {
+                "source_key": str(10 + i),
+                "caption": f"number {i}",
+                "input_url": f"page {i}",
+                "input_captions": [f"one {i}", f"two {i}"],
+                "uid": "xyz"[i],
+                "source_row": i,
+                "input_source_row": 10 + i,
+            }
+        ]
+        added = set(passed.column_names) - set(found[0].column_names)
+        assert added == {"input_source_row"}
+        assert passed["url"].to_pylist() == [table["link"][i]]
+
+
+def test_another_pass_finds_the_inputs_from_any_folder(
+    laion: tuple[Path, dict[str, bytes]],
+    server: Server,
+    tmp_path: Path,
+    ray_cluster: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, files = laion
+    table = pq.read_table(path).slice(0, 3).to_pydict()
+    table["URL"] = [server.url(f) for f in ("0.jpg", "status/503/a", "status/503/b")]
+    pq.write_table(pa.table(table), path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    prepare(["laion.parquet"], Path("first"), "none", config())
+    assert verify(Path("first")).whole
+    server.files["status/503/a"] = files["1.jpg"]
+    retry(Path("first"), Path("second"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    server.files["status/503/b"] = files["2.jpg"]
+    assert retry(Path("../second"), Path("third")).kept == 1
+    assert verify(Path("third")).whole
