@@ -74,7 +74,7 @@ def _lines(path: Path, data: bytes) -> str:
     """Whatever the lines before did, the last three are as they were written."""
     path.write_bytes(data)
     try:
-        schema, blocks = texts.blocks(path, set())
+        schema, blocks = texts.blocks(path, set(), set())
         rows = [row for block in blocks for row in block.to_pylist()]
     except UserError as error:
         if "\n" in str(error):

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from base.ahead import map_ahead
 from base.errors import NothingUsable, UserError
 from base.places import Anywhere, Place, children, place
-from base.store_errors import shown
+from base.store_errors import StoreError, shown
 from base.stores import StorePath, impatient
 from data_pipeline.config import ColumnsConfig
 from data_pipeline.row import Row
-from data_pipeline.sources import embeddings, img2dataset, pairs, tables, tars, texts
+from data_pipeline.sources import broken, embeddings, img2dataset, pairs, tables, tars, texts
 from data_pipeline.sources.source import Source
 
 __all__ = ["Source", "read", "scan"]
@@ -31,7 +31,8 @@ def scan(
     A folder is one of pairs when it has a captions table; otherwise its tars, or else its image
     embeddings, or else its tables of one kind, are the sources in the order of their names;
     otherwise it is one of pairs. One that holds pairs as well as tars or parquet files is refused,
-    unless these are img2dataset's records of the pairs.
+    unless these are img2dataset's records of the pairs. A folder's file that cannot be read is one
+    rejected row, as long as another one can.
 
     Raises:
         UserError: an input is missing or unreadable.
@@ -45,6 +46,15 @@ def scan(
             return _scan_one(found, name, listing, named or ColumnsConfig())
         except OSError as error:
             raise UserError(f"{found}: {error.strerror or error}") from error
+
+    def scan_part(found: Place, name: str, listing: Place) -> Source | UserError:
+        """Of a folder's files: one that is damaged, or not what its name says, costs itself."""
+        try:
+            return scan_one(found, name, listing)
+        except UserError as error:
+            if isinstance(error, StoreError) or found.suffix == embeddings.SUFFIX:
+                raise  # a store may answer later; rows of vectors have no other place
+            return error
 
     for given in inputs:
         path = place(given)
@@ -61,7 +71,11 @@ def scan(
             for found in _members(path)
         ]
         threads = _SCANS if isinstance(path, StorePath) else 1
-        sources += map_ahead(lambda part: scan_one(*part), parts, threads)
+        if len(parts) == 1:
+            sources.append(scan_one(*parts[0]))
+            continue
+        found = list(map_ahead(lambda part: scan_part(*part), parts, threads))
+        sources += broken.among(found, parts)
     if not sum(source.rows for source in sources):
         raise NothingUsable(f"{', '.join(map(str, inputs))}: no rows")
     return sources
@@ -118,6 +132,7 @@ _READERS = {
     "table": tables.read,
     "embeddings": embeddings.read,
     "retry": tables.read,  # the listing of another pass
+    "broken": broken.read,
 }
 
 

@@ -81,6 +81,8 @@ def _records(lines: _Lines, delimiter: str, columns: int) -> Iterator[Record]:
     while line := lines.take():
         if line.rstrip("\r\n"):
             yield _record(line, lines, delimiter, columns)
+    if lines.damage:
+        yield f"broken_source: {lines.damage}"
 
 
 def _record(line: str, lines: _Lines, delimiter: str, columns: int | None) -> Record:
@@ -142,11 +144,21 @@ class _Lines:
             file, encoding="utf-8-sig", errors="surrogateescape", newline=""
         )
         self._back: deque[str] = deque()
+        self.damage = ""  # why the file ends where it does not end
 
     def take(self) -> str:
-        """The next line with its end; empty at the end of the file."""
+        """The next line with its end; empty at the end of the file, or where it is damaged."""
         if self._back:
             return self._back.popleft()
+        try:
+            return self._read()
+        except OSError as error:
+            if error.errno is not None:
+                raise  # the disk, not the file
+            self.damage = " ".join(str(error).split())
+            return ""
+
+    def _read(self) -> str:
         line = self._text.readline(LONGEST_LINE)
         if len(line) < LONGEST_LINE or line.endswith(("\r", "\n")):
             return line

@@ -18,7 +18,7 @@ from data_pipeline.parquet import open_parquet
 from data_pipeline.row import Rejection, Row
 from data_pipeline.schema.dataset import ClipInfo
 
-Kind = Literal["pairs", "tar", "table", "embeddings", "retry"]
+Kind = Literal["pairs", "tar", "table", "embeddings", "retry", "broken"]
 MAX_CAPTION_BYTES = 1 << 20
 LISTING_ROWS = 1000  # rows of a listing's row group
 INFER_ROWS = 256  # rows whose json is read for the types of its keys
@@ -55,6 +55,7 @@ class Source:
     notes: tuple[str, ...] = ()  # what the user should hear about
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)  # named by the user, of a table
     vectors: Vectors | None = None  # of embeddings
+    problem: str = ""  # of a broken one: why it cannot be read
 
 
 def table_rows(
@@ -133,6 +134,8 @@ def as_text(value: Any) -> str:
         raise Rejection("bad_caption", f"the caption is a {type(value).__name__}") from error
     if len(data) > MAX_CAPTION_BYTES:
         raise Rejection("bad_caption", f"the caption has {len(data)} bytes")
+    if "\0" in text:
+        raise Rejection("bad_caption", "the caption holds NUL characters")
     return text
 
 

@@ -22,6 +22,7 @@ from data_pipeline import columns
 from data_pipeline.config import ColumnsConfig
 from data_pipeline.parquet import open_parquet, read_table
 from data_pipeline.row import Rejection, Row
+from data_pipeline.schema.dataset import REASONS
 from data_pipeline.sources import img2dataset, texts
 from data_pipeline.sources.files import read_file, store_tag
 from data_pipeline.sources.source import (
@@ -118,6 +119,9 @@ def find_roles(
         roles = replace(roles, path=None, image=None)
     have = _names(schema)
     if not roles.captions:
+        if wrong := [names[known] for known in _CAPTION if known in names]:
+            kind = schema.field(wrong[0]).type
+            raise UserError(f"{where}: column {wrong[0]!r} is {kind}, expected text")
         raise UserError(f"{where}: no caption column (one of {', '.join(_CAPTION)}); it has {have}")
     if picture and not (roles.path or roles.image or roles.url):
         raise UserError(f"{where}: no column with an address, a path or bytes; it has {have}")
@@ -146,6 +150,9 @@ def _one_caption_column(found: list[str]) -> list[str]:
 
 
 def _is_caption(kind: pa.DataType) -> bool:
+    """Text, lists of it, or its bytes."""
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return True
     return _is_text(kind) or _is_text_list(kind)
 
 
@@ -176,7 +183,7 @@ def load_table(path: Place) -> pa.Table:
         UserError: the file cannot be read as what its name says.
     """
     if path.suffix != ".parquet":
-        schema, rows = texts.blocks(path, _TEXT)
+        schema, rows = texts.blocks(path, _TEXT, set(_CAPTION))
         return pa.Table.from_batches(rows, schema)
     try:
         return read_table(path)
@@ -193,7 +200,8 @@ def scan(path: Place, name: str, listing: Place, named: ColumnsConfig = _BY_NAME
     if path.suffix == ".parquet":
         table, print_ = str(path.absolute()), parquet_fingerprint(path)
     else:
-        table = write_listing(listing, *texts.blocks(path, _TEXT))
+        used = partial(_used, str(path), named)
+        table = write_listing(listing, *texts.blocks(path, _TEXT, set(_CAPTION), used))
         print_ = sha256_file(path)
     try:
         with open_parquet(table) as file:
@@ -205,6 +213,12 @@ def scan(path: Place, name: str, listing: Place, named: ColumnsConfig = _BY_NAME
     if roles.sidecar:
         extra = columns.union([extra, _infer_sidecar(table, roles.sidecar)])
     return Source("table", name, str(path.absolute()), rows, print_, table, extra, columns=named)
+
+
+def _used(where: str, named: ColumnsConfig, schema: pa.Schema) -> texts.Used:
+    roles = find_roles(schema, where, named=named)
+    others = (roles.path, roles.url, roles.sidecar)
+    return texts.Used(roles.captions, [name for name in others if name])
 
 
 def other_columns(schema: pa.Schema, roles: Roles) -> pa.Schema:
@@ -328,7 +342,7 @@ def _row(source: Source, roles: Roles, row: dict[str, Any], position: int, max_b
     url = url.decode("utf-8", "replace") if isinstance(url, bytes) else url
     try:
         if row.get(texts.BAD):
-            raise Rejection("bad_row", row[texts.BAD])
+            raise _told(row[texts.BAD])
         extra = {name: row[name] for name in row if name not in roles.consumed}
         captions = [item for name in roles.captions for item in listed(row[name])]
         if roles.sidecar and row[roles.sidecar]:
@@ -344,6 +358,11 @@ def _row(source: Source, roles: Roles, row: dict[str, Any], position: int, max_b
         return Row(key, _picture(source, roles, row, max_bytes), found, url, extra)
     except Rejection as problem:
         return Row(key, url=url, problem=problem)
+
+
+def _told(bad: str) -> Rejection:
+    reason, _, message = bad.partition(": ")
+    return Rejection(reason, message) if reason in REASONS else Rejection("bad_row", bad)
 
 
 def expected_hashes(roles: Roles, row: Mapping[str, Any]) -> dict[str, str]:

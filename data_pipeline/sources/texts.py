@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
@@ -15,15 +15,29 @@ from base.errors import UserError
 from base.places import Place
 from base.stores import StorePath
 from data_pipeline import columns
+from data_pipeline.row import utf8
 from data_pipeline.sources import delimited
 from data_pipeline.sources.source import LISTING_ROWS
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 PACKED = {".gz": "gzip", ".zst": "zstd"}
-BAD = "__bad__"  # of a block: what is wrong with a row's line, where that is known already
+# Of a block: what is wrong with a row, where that is known already; a word of REASONS and a colon
+# may go before.
+BAD = "__bad__"
 _LONGEST_LINE = delimited.LONGEST_LINE
+_TEXTS = pa.list_(pa.string())
 
 Blocks = tuple[pa.Schema, Iterator[pa.RecordBatch]]
+
+
+class Used(NamedTuple):
+    """Columns that have a role."""
+
+    captions: Sequence[str] = ()  # text, or lists of it
+    texts: Sequence[str] = ()
+
+
+FindUsed = Callable[[pa.Schema], Used]
 
 
 def kind_of(path: Place) -> str:
@@ -32,8 +46,13 @@ def kind_of(path: Place) -> str:
     return name.with_suffix("").suffix if name.suffix in PACKED else name.suffix
 
 
-def blocks(path: Place, text: set[str]) -> Blocks:
+def blocks(
+    path: Place, text: set[str], captions: set[str], used: FindUsed = lambda schema: Used()
+) -> Blocks:
     """A table's schema, and its rows in blocks; columns whose lower name is in `text` are text.
+
+    Those in `captions` may be lists of it in json lines.
+    Of json lines, values of another type in a column that `used` names spoil their row.
 
     Raises:
         UserError: the file cannot be read as what its name says.
@@ -42,7 +61,9 @@ def blocks(path: Place, text: set[str]) -> Blocks:
         with _opened(path) as file:
             if not file.read(1):
                 raise UserError(f"{path}: is empty")
-        return _json_lines(path) if kind_of(path) == ".jsonl" else _csv(path, text)
+        if kind_of(path) == ".jsonl":
+            return _json_lines(path, text, captions, used)
+        return _csv(path, text)
     except (pa.ArrowException, OSError, delimited.HeaderError) as error:
         raise cannot_be_read(path, error) from error
 
@@ -65,36 +86,73 @@ def _opened(path: Place) -> BinaryIO:
     return io.BufferedReader(pa.input_stream(str(path), compression="detect"))
 
 
-def _json_lines(path: Place) -> Blocks:
+def _json_lines(path: Place, text: set[str], captions: set[str], used: FindUsed) -> Blocks:
     """Read twice: what types the values have is known at the end only."""
     objects = (value for value in _objects(path) if isinstance(value, dict))
-    schema = _schema(objects).append(pa.field(BAD, pa.string()))
+    schema = _schema(objects, text, captions).append(pa.field(BAD, pa.string()))
+    roles = used(schema)
 
     def rows() -> Iterator[pa.RecordBatch]:
-        found = _objects(path)
+        found = (_checked(item, roles) for item in _objects(path))
         while some := list(itertools.islice(found, LISTING_ROWS)):
             values = [item if isinstance(item, dict) else {BAD: item} for item in some]
-            arrays = [columns.as_array([v.get(f.name) for v in values], f.type) for f in schema]
+            arrays = [_column([v.get(f.name) for v in values], f.type) for f in schema]
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     return schema, rows()
 
 
-def _schema(objects: Iterator[dict[str, Any]]) -> pa.Schema:
-    """Types as `columns.infer` gives them, but lists of text stay lists."""
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if kind == _TEXTS:  # one text is a list of one
+        values = [[value] if isinstance(value, str) else value for value in values]
+    return columns.as_array(values, kind)
+
+
+def _checked(item: dict[str, Any] | str, used: Used) -> dict[str, Any] | str:
+    """The object, or what is wrong with a value that has a role."""
+    if isinstance(item, str):
+        return item
+    for name in (*used.captions, *used.texts):
+        value = item.get(name)
+        texts = value if isinstance(value, list) and name in used.captions else [value]
+        for text in texts:
+            if not (text is None or isinstance(text, str)):
+                return f"{name}: got {type(text).__name__}, expected text"
+            if text and utf8(text) != text:
+                reason = "bad_caption" if name in used.captions else "bad_row"
+                return f"{reason}: {name}: lone surrogates, which UTF-8 cannot hold"
+    return item
+
+
+def _schema(objects: Iterator[dict[str, Any]], text: set[str], captions: set[str]) -> pa.Schema:
+    """Types as `columns.infer` gives them, but lists of text stay lists.
+
+    A column of a name in `text` in which there is text is text, whatever else it holds; one in
+    `captions` that has lists of it too is lists.
+    """
     lists: dict[str, bool] = {}
+    kinds: dict[str, set[bool]] = {}  # whether some values are lists of text, or else text
 
     def seen() -> Iterator[dict[str, Any]]:
         for item in objects:
             for name, value in item.items():
                 if value is not None:
-                    lists[name] = lists.get(name, True) and _is_list_of_text(value)
+                    is_list = _is_list_of_text(value)
+                    lists[name] = lists.get(name, True) and is_list
+                    if is_list or isinstance(value, str):
+                        kinds.setdefault(name, set()).add(is_list)
             yield item
 
+    def kind(field: pa.Field) -> pa.DataType:
+        name = field.name.lower()
+        if name in text and (found := kinds.get(field.name)):
+            return (
+                _TEXTS if found == {True} or (True in found and name in captions) else pa.string()
+            )
+        return _TEXTS if lists.get(field.name) else field.type
+
     schema = columns.infer(seen())
-    return pa.schema(
-        [(f.name, pa.list_(pa.string()) if lists.get(f.name) else f.type) for f in schema]
-    )
+    return pa.schema([(field.name, kind(field)) for field in schema])
 
 
 def _is_list_of_text(value: Any) -> bool:
@@ -104,14 +162,22 @@ def _is_list_of_text(value: Any) -> bool:
 def _objects(path: Place) -> Iterator[dict[str, Any] | str]:
     """The object of each line, or what is wrong with it; blank lines are none."""
     with _opened(path) as file:
-        while line := file.readline(_LONGEST_LINE):
-            too_long = len(line) == _LONGEST_LINE and not line.endswith(b"\n")
-            if too_long:
-                while (rest := file.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
-                    pass
-                yield f"a line of more than {_LONGEST_LINE >> 20} MiB"
-            elif line.strip():
-                yield _object(line)
+        try:
+            while line := file.readline(_LONGEST_LINE):
+                if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+                    _pass_line(file)
+                    yield f"a line of more than {_LONGEST_LINE >> 20} MiB"
+                elif line.strip():
+                    yield _object(line)
+        except OSError as error:
+            if error.errno is not None:
+                raise  # the disk, not the file
+            yield f"broken_source: {' '.join(str(error).split())}"
+
+
+def _pass_line(file: BinaryIO) -> None:
+    while (rest := file.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
+        pass
 
 
 def _object(line: bytes) -> dict[str, Any] | str:
