@@ -15,18 +15,24 @@ class Batch:
     positions: Tensor  # int64 [B], places in the global order; they key every random draw
     image: Tensor | None = None  # uint8 [B, 3, S, S]
     tokens: Tensor | None = None  # int64 [B, L]
-    image_embedding: Tensor | None = None  # float32 [B, D], unit length
-    text_embedding: Tensor | None = None  # float32 [B, D], unit length
+    image_embedding: Tensor | None = None  # [B, D], unit length: float16, after `to` float32
+    text_embedding: Tensor | None = None  # [B, D], unit length: float16, after `to` float32
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on `device`; the copies do not wait for the device."""
-        parts = (self.image, self.tokens, self.image_embedding, self.text_embedding)
+        """Return the batch on `device`, ready for use; the copies do not wait for the device."""
+
+        def copied(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.to(device, non_blocking=True)
+
+        embeddings = (copied(self.image_embedding), copied(self.text_embedding))
         return Batch(
             self.positions.to(device, non_blocking=True),
-            *(None if part is None else part.to(device, non_blocking=True) for part in parts),
+            copied(self.image),
+            copied(self.tokens),
+            *(None if part is None else part.float() for part in embeddings),
         )
 
 

@@ -13,6 +13,7 @@ Precision = Literal["fp32", "bf16"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]  # an exponential average's decay
 
 ModelT = TypeVar("ModelT")
@@ -20,13 +21,24 @@ ObjectiveT = TypeVar("ObjectiveT")
 
 
 class DataConfig(Config):
-    """Which DATASETs a run reads, and what it keeps of them in memory."""
+    """Which DATASETs a run reads, in which order, and what it keeps of them in memory."""
 
-    paths: Annotated[tuple[Path, ...], Field(min_length=1)]  # concatenated in this order
+    paths: Annotated[tuple[str, ...], Field(min_length=1)]  # folders, s3:// or gs://
+    weights: tuple[Weight, ...] | None = None  # a share for each path; None: as one DATASET
+    selection: str | None = None  # of curation, in every DATASET; None: all samples
     embeddings: str | None = None  # a set of embeddings/NAME; None: the DATASET's own
-    shuffle_block: Positive = 16  # samples are shuffled inside blocks of this many shards
+    streams: Positive = 64  # that take turns; processes x workers should divide it
+    shuffle_block: Positive = 4  # shards of a stream whose runs are mixed
+    shuffle_run: Positive = 64  # samples that are read side by side
+    shuffle_buffer: Positive = 512  # samples of a stream that are mixed one by one
     cache: Literal["none", "ram"] = "none"  # ram: decoded pictures and tokens, from their first use
     cache_bytes: Positive = 2 << 30
+
+    @model_validator(mode="after")
+    def _fits(self) -> DataConfig:
+        if self.weights is not None and len(self.weights) != len(self.paths):
+            raise ValueError(f"weights: got {len(self.weights)}, expected {len(self.paths)}")
+        return self
 
 
 class OptimConfig(Config):

@@ -24,8 +24,9 @@ from trainer.config import AnyTrainConfig
 from trainer.engine.base import StepStats
 from trainer.engine.open import micro_batches, open_engine
 from trainer.engine.processes import environment_rank, environment_world_size, local_device
-from trainer.loader.shards import Shards
-from trainer.loader.steps import Loader, Plan
+from trainer.loader.catalogue import Catalogue
+from trainer.loader.plan import Plan
+from trainer.loader.steps import Loader
 from trainer.metrics import Metrics
 from trainer.optim import learning_rate
 from trainer.record import require_fitting_data, require_same_run, run_facts, write_record
@@ -96,22 +97,21 @@ def _finished(config: AnyTrainConfig) -> TrainResult | None:
     checkpoint = newest_checkpoint(config.out, _warn)
     if checkpoint is None or checkpoint.manifest.samples < config.train.samples:
         return None
-    facts = run_facts(config, Shards(config.data).infos)
+    facts = run_facts(config, Catalogue(config.data, config.seed))
     require_same_run(facts, checkpoint.manifest.facts, config.out)
     adopt(config.out, checkpoint.folder, config.train.keep)
     return _result(config, checkpoint.state(), checkpoint.manifest.samples)
 
 
 def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
-    shards = Shards(config.data)
-    datasets = shards.infos
-    facts = run_facts(config, datasets)
+    catalogue = Catalogue(config.data, config.seed)
+    facts = run_facts(config, catalogue)
     device = local_device()
     parts = build_parts(config, device)
-    require_fitting_data(config, parts.objective.needs, datasets)
+    require_fitting_data(config, parts.objective.needs, catalogue.infos)
     engine = open_engine(parts.model, config.optim, config.train, device)
     try:
-        session = Session(config, parts.objective, engine, facts, int(shards.starts[-1]))
+        session = Session(config, parts.objective, engine, facts, catalogue.epoch_size)
         resumed_from = session.resume(_warn)
         if engine.rank == 0:
             write_record(config, engine)

@@ -18,10 +18,13 @@ from base.clip_reference import find_weights
 from base.config import dump_config, fingerprint
 from base.errors import UserError
 from base.files import read_json, sha256_file, write_atomic, write_json
+from base.places import Place, folder_place
 from data_pipeline.schema.dataset import ClipInfo, DatasetInfo, clip_from_json, clip_path
+from data_pipeline.schema.selection import read_selection
 from trainer.batch import Needs
 from trainer.config import AnyTrainConfig
 from trainer.engine.base import Engine
+from trainer.loader.catalogue import Catalogue
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -38,10 +41,16 @@ _PACKAGES = (
 )
 
 
-def run_facts(config: AnyTrainConfig, datasets: Sequence[DatasetInfo]) -> dict[str, Any]:
+def run_facts(config: AnyTrainConfig, catalogue: Catalogue) -> dict[str, Any]:
     """What a checkpoint records of the run it belongs to."""
+    datasets, data = catalogue.infos, config.data
     clips = [None if info.clip is None else info.clip.weights_sha256 for info in datasets]
-    order = [config.data.embeddings, config.data.shuffle_block]
+    selections = [
+        None if data.selection is None else read_selection(root, data.selection).to_json()
+        for root in catalogue.roots
+    ]
+    shuffle = [data.streams, data.shuffle_block, data.shuffle_run, data.shuffle_buffer]
+    order = [data.embeddings, data.weights, selections, shuffle]
     return {
         "stage": config.stage,
         "model": fingerprint(config.model),
@@ -84,7 +93,7 @@ def require_fitting_data(
         raise UserError(f"objective.crop: got {needs.crop}, expected <= {needs.image_size}")
     if not needs.embeddings:
         return
-    roots = config.data.paths
+    roots = [folder_place(path) for path in config.data.paths]
     clips = [_clip_of(config, root, info) for root, info in zip(roots, datasets, strict=True)]
     for root, clip in zip(roots, clips, strict=True):
         if clip != clips[0]:
@@ -101,7 +110,7 @@ def require_fitting_data(
         raise UserError(f"clip: {config.clip} is not the CLIP that embedded {roots[0]}")
 
 
-def _clip_of(config: AnyTrainConfig, root: Path, info: DatasetInfo) -> ClipInfo:
+def _clip_of(config: AnyTrainConfig, root: Place, info: DatasetInfo) -> ClipInfo:
     """Who made the embeddings that the run reads of a DATASET."""
     name = config.data.embeddings
     if name is None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from base.config import fingerprint
 from base.errors import UserError
 from base.files import read_json
+from base.places import Place, below, children
 from data_pipeline.schema.dataset import (
     Commit,
     DatasetInfo,
@@ -23,6 +23,8 @@ from data_pipeline.schema.dataset import (
     read_dataset,
     shard_name,
 )
+
+P = TypeVar("P", bound=Place)
 
 SELECTION_VERSION = 1
 FOLDER = "selections"
@@ -38,19 +40,19 @@ DROPS_SCHEMA = pa.schema(
 )
 
 
-def selection_path(root: Path, name: str) -> Path:
+def selection_path(root: P, name: str) -> P:
     """The sorted keys of a selection."""
-    return root / FOLDER / f"{name}.parquet"
+    return below(root, FOLDER, f"{name}.parquet")
 
 
-def drops_path(root: Path, name: str) -> Path:
+def drops_path(root: P, name: str) -> P:
     """The rows that a selection leaves out; none for a part of another selection."""
-    return root / FOLDER / f"{name}.drops.parquet"
+    return below(root, FOLDER, f"{name}.drops.parquet")
 
 
-def record_path(root: Path, name: str) -> Path:
+def record_path(root: P, name: str) -> P:
     """The selection's record, written last: its presence means the selection is whole."""
-    return root / FOLDER / f"{name}.json"
+    return below(root, FOLDER, f"{name}.json")
 
 
 def check_selection_name(name: str) -> None:
@@ -112,7 +114,7 @@ class SelectionInfo:
         return {**data, "fingerprint": fingerprint(data)}
 
 
-def read_selection(root: Path, name: str) -> SelectionInfo:
+def read_selection(root: Place, name: str) -> SelectionInfo:
     """The record of a selection of the DATASET `root`.
 
     Raises:
@@ -122,7 +124,7 @@ def read_selection(root: Path, name: str) -> SelectionInfo:
     info = read_dataset(root)
     path = record_path(root, name)
     if not path.is_file():
-        there = sorted(p.stem for p in (root / FOLDER).glob("*.json"))
+        there = sorted(p.stem for p in children(below(root, FOLDER)) if p.suffix == ".json")
         raise UserError(
             f"selection: got {name!r}, expected one of {root}: {', '.join(there) or 'it has none'}"
         )
@@ -132,7 +134,7 @@ def read_selection(root: Path, name: str) -> SelectionInfo:
     return record
 
 
-def selection_from_json(data: Any, path: Path) -> SelectionInfo:
+def selection_from_json(data: Any, path: Place) -> SelectionInfo:
     """A record from plain data.
 
     Raises:
@@ -156,7 +158,7 @@ def selection_from_json(data: Any, path: Path) -> SelectionInfo:
         raise UserError(f"{path}: not a selection's record ({told})") from error
 
 
-def selected_keys(root: Path, name: str) -> npt.NDArray[np.int64]:
+def selected_keys(root: Place, name: str) -> npt.NDArray[np.int64]:
     """The keys of a selection as numbers, ascending, [n]; eight bytes a row.
 
     Raises:
@@ -165,8 +167,9 @@ def selected_keys(root: Path, name: str) -> npt.NDArray[np.int64]:
     record = read_selection(root, name)
     path = selection_path(root, name)
     try:
-        file = pq.ParquetFile(path)
-        parts = [keys_of(batch.column(0)) for batch in file.iter_batches(columns=["key"])]
+        with path.open("rb") as opened:
+            file = pq.ParquetFile(opened)
+            parts = [keys_of(batch.column(0)) for batch in file.iter_batches(columns=["key"])]
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     keys = np.concatenate([np.empty(0, np.int64), *parts])

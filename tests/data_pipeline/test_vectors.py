@@ -151,17 +151,16 @@ def test_embedding_reader_zips_them(dataset: Path) -> None:
 
 
 def test_a_stage_that_needs_embeddings_alone_finds_its_shards(dataset: Path) -> None:
-    from trainer.config import DataConfig
-    from trainer.loader.shards import Shards
+    from trainer.loader.shards import whole_dataset
 
-    shards = Shards(DataConfig(paths=(dataset,)))
-    assert shard_sizes(dataset, shards.infos[0]) == [9, 9, 9, 9, 8]
+    shards = whole_dataset(dataset)
+    assert [ref.size for ref in shards.refs] == [9, 9, 9, 9, 8]
     image, text = shards.embeddings(np.arange(44))
-    assert (image == stored(dataset, "img_emb").astype(np.float32)).all()
-    assert (text == stored(dataset, "text_emb").astype(np.float32)).all()
-    assert shards.caption(20) == "caption 20"
+    assert (image == stored(dataset, "img_emb")).all()
+    assert (text == stored(dataset, "text_emb")).all()
+    assert list(shards.captions(np.array([20]))) == ["caption 20"]
     with pytest.raises(UserError, match=r"00000\.tar: No such file"):
-        shards.jpeg(0)
+        list(shards.jpegs(np.array([0])))
 
 
 @pytest.mark.parametrize(

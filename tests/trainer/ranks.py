@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import toy
 from torch import Tensor
@@ -20,8 +21,8 @@ from trainer.engine.base import Flat
 from trainer.engine.deepspeed import DeepSpeedEngine
 from trainer.engine.open import open_engine
 from trainer.engine.processes import environment_rank, group_scope
-from trainer.loader.samples import SampleReader, gather_positions
-from trainer.loader.steps import Plan
+from trainer.loader.plan import Plan
+from trainer.loader.samples import SampleReader
 from trainer.loop import build_parts, train
 from trainer.session import Session
 
@@ -77,8 +78,9 @@ def take_step(session: Session, step: int) -> None:
     plan = Plan(
         config.data, session.objective.needs, 3, 0, 12, 9, engine.rank, engine.world_size, 2
     )
+    positions = plan.positions(step)
     reader = SampleReader(config.data, session.objective.needs, 3)
-    batches = [reader.batch(part) for part in gather_positions(plan.cuts(step))]
+    batches = [reader.batch(part) for part in np.array_split(positions, plan.micro_batches)]
     session.count(session.step(batches, 1e-2, []))
 
 

@@ -2,6 +2,10 @@
 
 import io
 import multiprocessing
+import os
+import signal
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +19,11 @@ from base.errors import NothingUsable, UserError
 from data_pipeline.schema import dataset as schema
 from trainer.batch import Batch, Needs
 from trainer.config import DataConfig
+from trainer.loader.catalogue import Catalogue
 from trainer.loader.pictures import decode_square
+from trainer.loader.plan import Plan
 from trainer.loader.samples import SampleReader
-from trainer.loader.shards import Shards
-from trainer.loader.steps import Loader, Plan
+from trainer.loader.steps import Loader
 
 ALL = Needs(image_size=32, tokens=True, embeddings=True, context_length=12)
 
@@ -28,8 +33,10 @@ def plan(data: DataConfig, needs: Needs = ALL, **more: int) -> Plan:
     return Plan(data=data, needs=needs, seed=3, **{**values, **more})
 
 
-def config(*paths: Path, **more: object) -> DataConfig:
-    return DataConfig.model_validate({"paths": paths, "shuffle_block": 2, **more}, strict=False)
+def config(*paths: Path | str, **more: object) -> DataConfig:
+    small = {"streams": 2, "shuffle_block": 2, "shuffle_run": 3, "shuffle_buffer": 9}
+    values = {"paths": [str(path) for path in paths], **small, **more}
+    return DataConfig.model_validate(values, strict=False)
 
 
 def read(plan: Plan, workers: int = 0) -> list[list[Batch]]:
@@ -54,22 +61,23 @@ def test_a_batch_holds_what_the_dataset_holds(dataset: Path) -> None:
 
     reader = SampleReader(config(dataset), ALL, seed=3)
     batch = reader.batch(np.arange(40))
-    samples = reader.order.samples(np.arange(40))
-    refs = [(r.shard, row) for r in reader.shards.refs for row in range(r.size)]
+    (pool,) = reader.catalogue.pools
+    samples = pool.order.samples(np.arange(40))
+    refs = [(r.shard, row) for r in pool.shards.refs for row in range(r.size)]
     assert batch.image is not None
     assert batch.tokens is not None
     assert batch.image_embedding is not None
     assert batch.text_embedding is not None
     for index, sample in enumerate(samples):
         shard, row = refs[sample]
-        jpeg = reader.shards.jpeg(int(sample))
+        (jpeg,) = pool.shards.jpegs(np.array([sample]))
         pixels = simplejpeg.decode_jpeg(jpeg).transpose(2, 0, 1)
         assert np.array_equal(batch.image[index].numpy(), pixels)
         tokens = SimpleTokenizer(context_length=12)([f"blot {row} of shard {shard}"])[0]
         assert torch.equal(batch.tokens[index], tokens)
-        row_of = np.load(schema.img_emb_path(dataset, shard))[row].astype(np.float32)
+        row_of = np.load(schema.img_emb_path(dataset, shard))[row]
         assert np.array_equal(batch.image_embedding[index].numpy(), row_of)
-        row_of = np.load(schema.text_emb_path(dataset, shard))[row].astype(np.float32)
+        row_of = np.load(schema.text_emb_path(dataset, shard))[row]
         assert np.array_equal(batch.text_embedding[index].numpy(), row_of)
 
 
@@ -97,9 +105,11 @@ def test_ranks_read_what_one_process_reads(dataset: Path) -> None:
     ]
     for step, (whole,) in enumerate(alone):
         parts = [batch for rank in ranks for batch in rank[step]]
-        assert torch.equal(whole.positions, torch.cat([part.positions for part in parts]))
+        positions, order = torch.cat([part.positions for part in parts]).sort()
+        assert torch.equal(whole.positions, positions)
         assert whole.image is not None
-        assert torch.equal(whole.image, torch.cat([p.image for p in parts if p.image is not None]))
+        images = torch.cat([part.image for part in parts if part.image is not None])
+        assert torch.equal(whole.image, images[order])
 
 
 def test_reading_can_begin_anywhere(dataset: Path) -> None:
@@ -136,13 +146,14 @@ def test_crops_follow_position_and_seed_and_lie_inside(dataset: Path) -> None:
 def test_several_datasets_follow_one_another(tmp_path: Path) -> None:
     one = toy.write_dataset(tmp_path / "one", [3, 4], seed=1)
     two = toy.write_dataset(tmp_path / "two", [5], seed=2)
-    shards = Shards(config(one, two))
-    assert [ref.root for ref in shards.refs] == [one, one, two]
+    (pool,) = Catalogue(config(one, two), 0).pools
+    refs = pool.shards.refs
+    assert [ref.root for ref in refs] == [one, one, two]
     rows = SampleReader(config(one, two), Needs(embeddings=True), 0).batch(np.arange(12))
     assert rows.image_embedding is not None
-    want = np.concatenate([np.load(schema.img_emb_path(r.root, r.shard)) for r in shards.refs])
+    want = np.concatenate([np.load(schema.img_emb_path(r.root, r.shard)) for r in refs])
     got = rows.image_embedding.numpy()
-    assert np.array_equal(np.sort(got, axis=0), np.sort(want.astype(np.float32), axis=0))
+    assert np.array_equal(np.sort(got, axis=0), np.sort(want, axis=0))
 
 
 @pytest.mark.parametrize("side", [16, 32, 64, 100])
@@ -190,22 +201,63 @@ def test_damage_in_a_worker_is_told_in_one_line(tmp_path: Path) -> None:
         read(plan(config(data)), workers=1)
 
 
-def test_a_worker_that_dies_ends_the_run_with_its_reason(dataset: Path) -> None:
-    with Loader(plan(config(dataset), steps=10_000), 1, 2) as loader:
+def kill_workers(number: int = signal.SIGKILL) -> None:
+    for child in multiprocessing.active_children():
+        if child.name.startswith("loader-"):
+            with suppress(ProcessLookupError):
+                os.kill(child.pid or 0, number)
+
+
+def test_workers_that_die_are_replaced(dataset: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """And what is read is what would have been."""
+    whole = read(plan(config(dataset), steps=12))
+    with Loader(plan(config(dataset), steps=12), 2, 3) as loader:
+        found = []
+        for batches in loader:
+            found.append(batches)
+            if len(found) in (2, 7):
+                kill_workers()
+    assert_same(found, whole)
+    assert "worker 0 was killed by SIGKILL (out of memory?); started anew" in capfd.readouterr().err
+
+
+def test_a_worker_that_dies_twice_at_a_step_ends_the_run_with_its_reason(tmp_path: Path) -> None:
+    data = toy.write_dataset(tmp_path / "d", [4])
+    tar = schema.tar_path(data, 0)
+    tar.unlink()
+    os.mkfifo(tar)  # whoever opens it waits for ever
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.1):
+            kill_workers()
+
+    with Loader(plan(config(data)), 1, 2) as loader:
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            with pytest.raises(UserError, match=r"worker 0 was killed .*, twice at the same step"):
+                list(loader)
+        finally:
+            over.set()
+            killer.join()
+
+
+def test_workers_leave_signals_to_the_trainer(dataset: Path) -> None:
+    """A launcher signals every process of a job; only ranks answer."""
+    with Loader(plan(config(dataset), steps=12), 1, 2) as loader:
         batches = iter(loader)
         next(batches)
-        for child in multiprocessing.active_children():
-            child.kill()
-        with pytest.raises(UserError, match=r"data loader: DataLoader worker"):
-            for _ in batches:
-                pass
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            kill_workers(number)
+        assert len(list(batches)) == 11
 
 
 def test_nothing_to_read_is_an_error_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a DATASET"):
-        Shards(config(tmp_path))
+        Catalogue(config(tmp_path), 0)
     with pytest.raises(NothingUsable):
-        Shards(config(toy.write_dataset(tmp_path / "d", [0, 0])))
+        Catalogue(config(toy.write_dataset(tmp_path / "d", [0, 0])), 0)
 
 
 def test_leaving_early_ends_the_reading_thread(dataset: Path) -> None:

@@ -1,74 +1,156 @@
-"""Samples as tensors: what stands at given positions, cropped, tokenised, cached if asked."""
+"""Samples as tensors: decoded, cropped, tokenised, cached if asked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from base.stores import StorePath
 from trainer.batch import Batch, Needs
 from trainer.config import DataConfig
-from trainer.loader.order import Ints, Order
+from trainer.loader.catalogue import Catalogue, Pool
+from trainer.loader.groups import Ahead, Raw, read_raw
+from trainer.loader.order import GroupKey, Ints
 from trainer.loader.pictures import Pixels, decode_square
-from trainer.loader.shards import Shards
+from trainer.loader.shares import Share
 from trainer.rng import SampleRandom
+
+_THREADS = 4  # that read ahead, for each pool
+_THREADS_IN_STORE = 16  # each waits much longer than it works
+
+
+class Arrays(NamedTuple):
+    """A batch as arrays that are filled row by row; a part that is not needed is None."""
+
+    image: NDArray[np.uint8] | None  # [B, 3, S, S]
+    tokens: NDArray[np.int64] | None  # [B, L]
+    image_embedding: NDArray[np.float16] | None  # [B, D]
+    text_embedding: NDArray[np.float16] | None  # [B, D]
+
+    def batch(self, positions: Ints, rows: slice) -> Batch:
+        """Some rows as tensors that share the arrays' memory."""
+        parts = (None if part is None else torch.from_numpy(part[rows]) for part in self)
+        return Batch(torch.from_numpy(positions[rows]), *parts)
+
+
+def layout(needs: Needs, dim: int, rows: int) -> list[tuple[tuple[int, ...], str] | None]:
+    """Shapes and types of the arrays of a batch, in the order of `Arrays`."""
+    side = needs.crop or needs.image_size
+    return [
+        None if side is None else ((rows, 3, side, side), "u1"),
+        ((rows, needs.context_length), "i8") if needs.tokens else None,
+        ((rows, dim), "f2") if needs.embeddings else None,
+        ((rows, dim), "f2") if needs.embeddings else None,
+    ]
+
+
+def empty_arrays(needs: Needs, dim: int, rows: int) -> Arrays:
+    """Arrays in this process's own memory."""
+    parts = layout(needs, dim, rows)
+    return Arrays(*(None if part is None else np.empty(*part) for part in parts))
 
 
 class SampleReader:
-    """Reads the samples at given positions. For one thread at a time."""
+    """Makes batches of the samples at given positions. For one thread at a time."""
 
     def __init__(self, config: DataConfig, needs: Needs, seed: int) -> None:
+        self.catalogue = Catalogue(config, seed)
         self._needs, self._seed = needs, seed
-        self.shards = Shards(config)
-        sizes = [ref.size for ref in self.shards.refs]
-        self.order = Order(sizes, seed, config.shuffle_block)
-        self._cache = _Cache(needs, self.order.epoch_size, config)
+        self._cache = _Cache(needs, self.catalogue.epoch_size, config)
+
+    @cached_property
+    def dim(self) -> int:
+        """The embeddings' width; 0 when none are needed."""
+        return self.catalogue.pools[0].shards.dim() if self._needs.embeddings else 0
 
     def batch(self, positions: Ints) -> Batch:
-        """The samples at `positions`, int64 [B], on the CPU."""
-        samples = self.order.samples(positions)
-        needs = self._needs
-        places = torch.from_numpy(positions)
-        image = tokens = image_embedding = text_embedding = None
-        if needs.image_size is not None:
-            image = torch.from_numpy(self._pictures(samples, places))
-        if needs.tokens:
-            tokens = torch.from_numpy(self._tokens(samples).astype(np.int64))
-        if needs.embeddings:
-            image_rows, text_rows = self.shards.embeddings(samples)
-            image_embedding, text_embedding = map(torch.from_numpy, (image_rows, text_rows))
-        return Batch(places, image, tokens, image_embedding, text_embedding)
+        """The samples at `positions` (int64 [B], in any order), read for this call alone."""
+        arrays = empty_arrays(self._needs, self.dim, len(positions))
+        for number, chosen, draws in self.catalogue.mixture.split(positions):
+            pool, wanted = self.catalogue.pools[number], np.unique(draws)
+            raw = self._read(pool, wanted, pool.order.samples(wanted))
+            self._put(arrays, chosen, positions[chosen], raw, np.searchsorted(wanted, draws))
+        return arrays.batch(positions, slice(None))
 
-    def _pictures(self, samples: Ints, places: torch.Tensor) -> Pixels:
+    def walk(self, share: Share, first: int, end: int) -> Walk:
+        """Reads one worker's part of the positions `first` … `end` - 1, in their order."""
+
+        def wanted(number: int) -> Callable[[GroupKey], Raw | None]:
+            pool, positions_of = self.catalogue.pools[number], self.catalogue.mixture.positions
+
+            def read(key: GroupKey) -> Raw | None:
+                group = pool.order.group(key)
+                positions = positions_of(number, group.draws)
+                own = share.owns(positions) & (first <= positions) & (positions < end)
+                return self._read(pool, group.draws[own], group.samples[own]) if own.any() else None
+
+            return read
+
+        ahead = [
+            Ahead(wanted(number), pool.order.following, _threads(pool))
+            for number, pool in enumerate(self.catalogue.pools)
+        ]
+        return Walk(self, ahead)
+
+    def fill(self, arrays: Arrays, rows: Ints, positions: Ints, ahead: list[Ahead]) -> None:
+        """Put the samples at `positions` into `rows` of `arrays`."""
+        for number, chosen, draws in self.catalogue.mixture.split(positions):
+            pool = self.catalogue.pools[number]
+            for key, some in pool.order.keys(draws):
+                at, raw = chosen[some], ahead[number].group(key)
+                places = np.searchsorted(raw.draws, draws[some])
+                self._put(arrays, rows[at], positions[at], raw, places)
+
+    def _read(self, pool: Pool, draws: Ints, samples: Ints) -> Raw:
+        numbers = pool.first + samples
+        cached = self._cache.has_pictures(numbers)
+        return read_raw(pool.shards, self._needs, draws, samples, numbers, cached)
+
+    def _put(self, arrays: Arrays, rows: Ints, positions: Ints, raw: Raw, places: Ints) -> None:
+        """Put what lies at `places` of `raw` into `rows`."""
+        if arrays.image is not None:
+            self._put_pictures(arrays.image, rows, positions, raw, places)
+        if arrays.tokens is not None:
+            for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+                arrays.tokens[row] = self._tokens(int(raw.numbers[place]), raw.captions[place])
+        if arrays.image_embedding is not None and raw.image_embedding is not None:
+            arrays.image_embedding[rows] = raw.image_embedding[places]
+        if arrays.text_embedding is not None and raw.text_embedding is not None:
+            arrays.text_embedding[rows] = raw.text_embedding[places]
+
+    def _put_pictures(
+        self, image: Pixels, rows: Ints, positions: Ints, raw: Raw, places: Ints
+    ) -> None:
         side, crop = self._needs.image_size or 0, self._needs.crop
-        corners = [(0, 0)] * len(samples)
+        corners = [[0, 0]] * len(rows)
         if crop is not None:
-            draws = SampleRandom(self._seed, places).integers("loader.crop", side - crop + 1, 2)
-            corners = [(int(top), int(left)) for top, left in draws.tolist()]
+            random = SampleRandom(self._seed, torch.from_numpy(positions))
+            corners = random.integers("loader.crop", side - crop + 1, 2).tolist()
         shown = crop or side
-        result = np.empty((len(samples), 3, shown, shown), dtype=np.uint8)  # [B, 3, S, S]
-        for index, (sample, (top, left)) in enumerate(zip(samples.tolist(), corners, strict=True)):
-            whole = self._cache.picture(sample)
-            if whole is None:
-                whole = decode_square(self.shards.jpeg(sample), side, f"sample {sample}")
-                whole = whole.transpose(2, 0, 1)  # [3, S, S]
-                self._cache.keep_picture(sample, whole)
-            result[index] = whole[:, top : top + shown, left : left + shown]
-        return result
+        chosen = zip(rows.tolist(), places.tolist(), corners, strict=True)
+        for row, place, (top, left) in chosen:
+            whole = self._picture(int(raw.numbers[place]), raw.jpegs[place])  # [3, S, S]
+            image[row] = whole[:, top : top + shown, left : left + shown]
 
-    def _tokens(self, samples: Ints) -> NDArray[np.int32]:
-        return np.stack([self._tokens_of(sample) for sample in samples.tolist()])
+    def _picture(self, number: int, jpeg: bytes | None) -> Pixels:
+        whole = self._cache.picture(number)
+        if whole is None:
+            assert jpeg is not None, "the cache forgets nothing"
+            whole = decode_square(jpeg, self._needs.image_size or 0, f"sample {number}")
+            whole = whole.transpose(2, 0, 1)
+            self._cache.keep_picture(number, whole)
+        return whole
 
-    def _tokens_of(self, sample: int) -> NDArray[np.int32]:
-        row = self._cache.tokens(sample)
+    def _tokens(self, number: int, caption: str) -> NDArray[np.int32]:
+        row = self._cache.tokens(number)
         if row is None:
-            caption = self.shards.caption(sample)
             row = self._tokenizer([caption])[0].numpy().astype(np.int32)
-            self._cache.keep_tokens(sample, row)
+            self._cache.keep_tokens(number, row)
         return row
 
     @cached_property
@@ -76,6 +158,27 @@ class SampleReader:
         from open_clip.tokenizer import SimpleTokenizer  # slow to import, needless for pictures
 
         return SimpleTokenizer(context_length=self._needs.context_length)
+
+
+class Walk:
+    """A worker's way through the positions, groups read ahead; ends with `close`."""
+
+    def __init__(self, reader: SampleReader, ahead: list[Ahead]) -> None:
+        self._reader, self._ahead = reader, ahead
+
+    def fill(self, arrays: Arrays, rows: Ints, positions: Ints) -> None:
+        """Put the samples at `positions`, this worker's next ones, into `rows` of `arrays`."""
+        self._reader.fill(arrays, rows, positions, self._ahead)
+
+    def close(self) -> None:
+        """End the reading threads."""
+        for ahead in self._ahead:
+            ahead.close()
+
+
+def _threads(pool: Pool) -> int:
+    in_store = any(isinstance(ref.root, StorePath) for ref in pool.shards.refs)
+    return _THREADS_IN_STORE if in_store else _THREADS
 
 
 class _Cache:
@@ -92,6 +195,13 @@ class _Cache:
         self._tokens = np.empty((count if row else 0, needs.context_length), dtype=np.int32)
         self._has_picture = np.zeros(len(self._pictures), dtype=np.bool_)
         self._has_tokens = np.zeros(len(self._tokens), dtype=np.bool_)
+
+    def has_pictures(self, samples: Ints) -> NDArray[np.bool_]:
+        """Which of `samples` have their picture here."""
+        count = len(self._has_picture)
+        if count == 0:
+            return np.zeros(len(samples), dtype=np.bool_)
+        return (samples < count) & self._has_picture[np.minimum(samples, count - 1)]
 
     def picture(self, sample: int) -> Pixels | None:
         """uint8 [3, S, S], if it is kept."""
@@ -114,8 +224,3 @@ def _put(rows: NDArray[Any], has: NDArray[np.bool_], sample: int, value: NDArray
     if sample < len(has):
         rows[sample] = value
         has[sample] = True
-
-
-def gather_positions(cuts: Sequence[tuple[int, int]]) -> list[Ints]:
-    """The positions of each [first, last)."""
-    return [np.arange(first, last, dtype=np.int64) for first, last in cuts]

@@ -1,163 +1,237 @@
-"""The shards that a run reads: pictures by byte offset, captions, embeddings."""
+"""The shards that a run reads: pictures by byte offset, captions, embeddings, in long reads."""
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Generic, TypeVar
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from base.errors import NothingUsable, UserError
+from base.places import Place, parts_of
 from data_pipeline.schema import dataset as schema
-from trainer.config import DataConfig
+from data_pipeline.schema.selection import selected_keys
+from trainer.loader.kept import Kept
+from trainer.loader.order import Ints
 
-T = TypeVar("T")
-Floats = NDArray[np.float32]
+Halves = NDArray[np.float16]
 
-_OPEN_SHARDS = 64  # metadata, tars and embeddings held open at once
+_GAP = 64 << 10  # bytes that are read for nothing rather than asking twice
+_SPAN = 16 << 20  # the longest read
+_INDEX = ["jpg_offset", "jpg_length", "caption"]
+_HEADER = 4096  # more than any npy header of ours
 
 
 @dataclass(frozen=True)
 class ShardRef:
-    """One shard of one DATASET."""
+    """One shard of one DATASET, or the part of it that a selection keeps."""
 
-    root: Path
+    root: Place
     shard: int
-    size: int  # samples, > 0
+    rows: int  # of the whole shard
+    picked: Ints | None = None  # rows that the selection keeps, ascending; None: all
+
+    @property
+    def size(self) -> int:
+        """Samples, > 0."""
+        return self.rows if self.picked is None else len(self.picked)
 
 
-@dataclass(frozen=True)
-class Index:
-    """Where a shard's members lie in its tar, and its captions."""
+class Index(NamedTuple):
+    """Where a shard's pictures lie in its tar, and its captions."""
 
-    jpg_offset: NDArray[np.int64]
-    jpg_length: NDArray[np.int64]
-    captions: Sequence[str]
+    jpg_offset: Ints
+    jpg_length: Ints
+    captions: pa.ChunkedArray
+
+
+class Header(NamedTuple):
+    """Of an npy file of embeddings, float16 [rows, D]."""
+
+    offset: int
+    dim: int
 
 
 class Shards:
-    """All shards of a run's DATASETs, one after another. For one thread at a time."""
+    """Reads samples by number, in the concatenation of all shards; in long reads if neighbours
+    are asked for together. For any number of threads.
+    """
 
-    def __init__(self, config: DataConfig) -> None:
-        """Read the DATASETs' totals; nothing else is opened before it is asked for.
+    def __init__(self, refs: Sequence[ShardRef], embeddings: str | None, kept: int = 256) -> None:
+        """`embeddings`: a further set's name; `kept`: indices of shards held in memory."""
+        self.refs = refs
+        self.starts = np.concatenate([[0], np.cumsum([ref.size for ref in refs])])
+        self._embeddings = embeddings
+        self._indices: Kept[int, Index] = Kept(self._read_index, kept)
+        self._headers: Kept[int, Header] = Kept(self._read_header, 8 * kept)
 
-        Raises:
-            UserError: a folder is no complete DATASET.
-            NothingUsable: the DATASETs hold no sample.
-        """
-        self._embeddings = config.embeddings
-        self.infos = [schema.read_dataset(root) for root in config.paths]
-        self.refs = [
-            ShardRef(root, shard, size)
-            for root, info in zip(config.paths, self.infos, strict=True)
-            for shard, size in enumerate(schema.shard_sizes(root, info))
-            if size > 0
-        ]
-        if not self.refs:
-            raise NothingUsable(f"{', '.join(map(str, config.paths))}: no sample in it")
-        self.starts = np.concatenate([[0], np.cumsum([ref.size for ref in self.refs])])
-        self._indices: _Kept[Index] = _Kept(self._read_index, lambda index: None)
-        self._tars: _Kept[int] = _Kept(self._open_tar, os.close)
-        self._images: _Kept[NDArray[np.float16]] = _Kept(
-            lambda number: self._open_embeddings(number, schema.img_emb_path), lambda array: None
-        )
-        self._texts: _Kept[NDArray[np.float16]] = _Kept(
-            lambda number: self._open_embeddings(number, schema.text_emb_path), lambda array: None
-        )
-
-    def place(self, sample: int) -> tuple[int, int]:
-        """The (number of the shard, row in it) of a sample."""
-        number = int(np.searchsorted(self.starts, sample, side="right")) - 1
-        return number, sample - int(self.starts[number])
-
-    def jpeg(self, sample: int) -> bytes:
-        """The picture's file.
+    def jpegs(self, samples: Ints) -> list[bytes]:
+        """The pictures' files of `samples`.
 
         Raises:
-            UserError: the tar is shorter than its metadata say.
+            UserError: a tar is missing, or shorter than its metadata say.
         """
-        number, row = self.place(sample)
-        index = self._indices(number)
-        length = int(index.jpg_length[row])
-        data = os.pread(self._tars(number), length, int(index.jpg_offset[row]))
-        if len(data) != length:
-            ref = self.refs[number]
-            raise UserError(f"{schema.tar_path(ref.root, ref.shard)}: ends early; verify the data")
-        return data
+        found = [b""] * len(samples)
+        for number, places, rows in self._by_shard(samples):
+            ref, index = self.refs[number], self._indices(number)
+            offsets, lengths = index.jpg_offset[rows], index.jpg_length[rows]
+            for part, data in _read(schema.tar_path(ref.root, ref.shard), offsets, lengths):
+                starts = (offsets[part] - offsets[part.start]).tolist()
+                ends = (offsets[part] - offsets[part.start] + lengths[part]).tolist()
+                for place, start, end in zip(places[part].tolist(), starts, ends, strict=True):
+                    found[place] = data[start:end]
+        return found
 
-    def caption(self, sample: int) -> str:
-        """The first caption."""
-        number, row = self.place(sample)
-        return self._indices(number).captions[row]
+    def captions(self, samples: Ints) -> list[str]:
+        """The captions of `samples`."""
+        found = [""] * len(samples)
+        for number, places, rows in self._by_shard(samples):
+            texts = self._indices(number).captions.take(pa.array(rows)).to_pylist()
+            for place, text in zip(places.tolist(), texts, strict=True):
+                found[place] = text
+        return found
 
-    def embeddings(self, samples: NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """Image and text embeddings, fp32 [B, D] each."""
-        numbers = np.searchsorted(self.starts, samples, side="right") - 1
-        rows = samples - self.starts[numbers]
-        parts: list[Floats] = []
-        for opened in (self._images, self._texts):
-            dim = opened(int(numbers[0])).shape[1]
-            result = np.empty((len(samples), dim), dtype=np.float32)
-            for number in np.unique(numbers):
-                chosen = numbers == number
-                result[chosen] = opened(int(number))[rows[chosen]]
-            parts.append(result)
-        return parts[0], parts[1]
+    def embeddings(self, samples: Ints) -> tuple[Halves, Halves]:
+        """Image and text embeddings of `samples`, fp16 [n, D] each, as stored."""
+        return self._vectors(samples, 0), self._vectors(samples, 1)
+
+    def dim(self) -> int:
+        """The embeddings' width."""
+        return self._headers(0).dim
+
+    def _by_shard(self, samples: Ints) -> Iterator[tuple[int, Ints, Ints]]:
+        """Numbers of shards, the places in `samples` that are theirs, and rows, ascending."""
+        order = np.argsort(samples, kind="stable")
+        numbers = np.searchsorted(self.starts, samples[order], side="right") - 1
+        edges = np.flatnonzero(np.diff(numbers)) + 1
+        for places in np.split(order, edges) if len(order) else ():
+            number = int(np.searchsorted(self.starts, samples[places[0]], side="right")) - 1
+            rows = samples[places] - self.starts[number]
+            picked = self.refs[number].picked
+            yield number, places, rows if picked is None else picked[rows]
+
+    def _vectors(self, samples: Ints, kind: int) -> Halves:
+        result = np.empty((len(samples), self.dim()), np.float16)
+        for number, places, rows in self._by_shard(samples):
+            header, path = self._headers(2 * number + kind), self._embedding_path(number, kind)
+            size = 2 * header.dim
+            for part, data in _read(path, header.offset + rows * size, np.full(len(rows), size)):
+                read = np.frombuffer(data, "<f2").reshape(-1, header.dim)
+                result[places[part]] = read[rows[part] - rows[part.start]]
+        return result
+
+    def _embedding_path(self, number: int, kind: int) -> Place:
+        ref = self.refs[number]
+        path_of = (schema.img_emb_path, schema.text_emb_path)[kind]
+        return path_of(ref.root, ref.shard, self._embeddings)
 
     def _read_index(self, number: int) -> Index:
         ref = self.refs[number]
         path = schema.metadata_path(ref.root, ref.shard)
         try:
-            table = pq.read_table(path, columns=["jpg_offset", "jpg_length", "caption"])
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-        if len(table) != ref.size:
-            raise UserError(f"{path}: got {len(table)} rows, expected {ref.size}; verify the data")
-        return Index(
-            table["jpg_offset"].to_numpy(),
-            table["jpg_length"].to_numpy(),
-            table["caption"].to_pylist(),
-        )
+            with path.open("rb") as file:
+                table = pq.read_table(file, columns=_INDEX)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{path}: cannot be read ({_one_line(error)})") from error
+        if len(table) != ref.rows:
+            raise UserError(f"{path}: got {len(table)} rows, expected {ref.rows}; verify the data")
+        return Index(table[0].to_numpy(), table[1].to_numpy(), table[2])
 
-    def _open_tar(self, number: int) -> int:
-        ref = self.refs[number]
-        path = schema.tar_path(ref.root, ref.shard)
-        try:
-            return os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from error
-
-    def _open_embeddings(
-        self, number: int, path_of: Callable[[Path, int, str | None], Path]
-    ) -> NDArray[np.float16]:
-        ref = self.refs[number]
-        path = path_of(ref.root, ref.shard, self._embeddings)
+    def _read_header(self, number: int) -> Header:
+        ref, path = self.refs[number // 2], self._embedding_path(number // 2, number % 2)
         if not path.is_file():
             raise UserError(f"{path}: missing; make it with `unclip data embed`")
-        array: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.ndim != 2 or len(array) != ref.size:
-            raise UserError(f"{path}: got shape {array.shape}, expected {ref.size} rows")
-        return array
+        with parts_of(path, 0) as part:
+            file = io.BytesIO(part(0, _HEADER))
+        try:
+            np.lib.format.read_magic(file)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        except ValueError as error:
+            raise UserError(f"{path}: no npy file ({_one_line(error)}); verify the data") from error
+        if dtype != np.dtype("<f2") or fortran or len(shape) != 2 or shape[0] != ref.rows:
+            raise UserError(
+                f"{path}: got {dtype} {list(shape)}, expected float16 [{ref.rows}, D]; "
+                "verify the data"
+            )
+        return Header(file.tell(), shape[1])
 
 
-class _Kept(Generic[T]):
-    """The most recently used results of `load`, by number; the others are let go by `close`."""
+def whole_dataset(root: Place, embeddings: str | None = None) -> Shards:
+    """All samples of one DATASET, in the order in which they are stored.
 
-    def __init__(self, load: Callable[[int], T], close: Callable[[T], None]) -> None:
-        self._load, self._close = load, close
-        self._kept: OrderedDict[int, T] = OrderedDict()
+    Raises:
+        UserError: it is none, or not complete; NothingUsable: it has no sample.
+    """
+    return Shards(find_shards([root], [schema.read_dataset(root)], None), embeddings)
 
-    def __call__(self, number: int) -> T:
-        if number in self._kept:
-            self._kept.move_to_end(number)
-            return self._kept[number]
-        self._kept[number] = loaded = self._load(number)
-        if len(self._kept) > _OPEN_SHARDS:
-            self._close(self._kept.popitem(last=False)[1])
-        return loaded
+
+def find_shards(
+    roots: Sequence[Place], infos: Sequence[schema.DatasetInfo], selection: str | None
+) -> list[ShardRef]:
+    """The shards of DATASETs, one after another, that have a sample.
+
+    Raises:
+        UserError: a DATASET has no such selection.
+        NothingUsable: there is no sample.
+    """
+    refs = []
+    for root, info in zip(roots, infos, strict=True):
+        sizes = schema.shard_sizes(root, info)
+        if selection is None:
+            refs += [ShardRef(root, shard, size) for shard, size in enumerate(sizes) if size]
+        else:
+            refs += _selected(root, sizes, selection)
+    if not refs:
+        what = "" if selection is None else f" that selection {selection!r} keeps"
+        raise NothingUsable(f"{', '.join(map(str, roots))}: no sample in it{what}")
+    return refs
+
+
+def _selected(root: Place, sizes: Sequence[int], selection: str) -> Iterator[ShardRef]:
+    shards, rows = np.divmod(selected_keys(root, selection), schema.KEYS_PER_SHARD)
+    edges = np.searchsorted(shards, np.arange(len(sizes) + 1))
+    for shard, size in enumerate(sizes):
+        picked = rows[edges[shard] : edges[shard + 1]]
+        if len(picked):
+            yield ShardRef(root, shard, size, None if len(picked) == size else picked)
+
+
+def _read(path: Place, offsets: Ints, lengths: Ints) -> Iterator[tuple[slice, bytes]]:
+    """Ranges of a file (ascending) in as few reads as is sensible: which of them, and their bytes.
+
+    Raises:
+        UserError: the file is missing, or ends early.
+    """
+    try:
+        with parts_of(path, 0) as part:
+            for first, last in _spans(offsets, lengths):
+                begin, end = int(offsets[first]), int(offsets[last - 1] + lengths[last - 1])
+                data = part(begin, end - begin)
+                if len(data) < end - begin:
+                    raise UserError(f"{path}: ends early; verify the data")
+                yield slice(first, last), data
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or _one_line(error)}") from error
+
+
+def _spans(offsets: Ints, lengths: Ints) -> Iterator[tuple[int, int]]:
+    """Neighbours that are read together, as [first, last) indices."""
+    ends = offsets + lengths
+    first = 0
+    for last in range(1, len(offsets) + 1):
+        if (
+            last == len(offsets)
+            or offsets[last] - ends[last - 1] > _GAP
+            or ends[last] - offsets[first] > _SPAN
+        ):
+            yield first, last
+            first = last
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from data_pipeline.scenes import Split, scene
 from data_pipeline.schema.scenes import Scene
-from trainer.config import DataConfig
 from trainer.loader.pictures import decode_square
-from trainer.loader.shards import Shards
+from trainer.loader.shards import whole_dataset
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,11 @@ class Pairs:
 
     def pictures(self, side: int, count: int) -> Tensor:
         """The first `count` stored pictures, uint8 [N, 3, side, side]."""
-        shards = Shards(DataConfig(paths=(self.dataset,)))
-        chosen = self.indices[:count]
-        decoded = [decode_square(shards.jpeg(i), side, f"sample {i}") for i in chosen]
+        chosen = np.array(self.indices[:count])
+        jpegs = whole_dataset(self.dataset).jpegs(chosen)
+        decoded = [
+            decode_square(jpeg, side, f"sample {i}") for i, jpeg in zip(chosen, jpegs, strict=True)
+        ]
         return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
 
 
@@ -55,9 +56,9 @@ def read_pairs(dataset: Path, truth: tuple[int, Split] | None) -> Pairs:
 
     Scenes are functions of (seed, split, index) and none is rejected, so that sample i is scene i.
     """
-    shards = Shards(DataConfig(paths=(dataset,)))
-    indices = np.arange(sum(ref.size for ref in shards.refs))
-    image, text = shards.embeddings(indices)
+    shards = whole_dataset(dataset)
+    indices = np.arange(shards.starts[-1])
+    image, text = (torch.from_numpy(rows).float() for rows in shards.embeddings(indices))
     truths = None
     if truth is not None:
         seed, split = truth
@@ -65,9 +66,9 @@ def read_pairs(dataset: Path, truth: tuple[int, Split] | None) -> Pairs:
     return Pairs(
         dataset,
         tuple(indices.tolist()),
-        tuple(shards.caption(int(i)) for i in indices),
-        torch.from_numpy(image),
-        torch.from_numpy(text),
+        tuple(shards.captions(indices)),
+        image,
+        text,
         truths,
     )
 
@@ -94,8 +95,8 @@ def balanced(pairs: Pairs, single: int, pair: int) -> Pairs:
 
 def mean_embedding(dataset: Path) -> Tensor:
     """The mean image embedding of a DATASET. [D]"""
-    shards = Shards(DataConfig(paths=(dataset,)))
-    total = sum(ref.size for ref in shards.refs)
+    shards = whole_dataset(dataset)
+    total = int(shards.starts[-1])
     parts = np.array_split(np.arange(total), max(total // 10_000, 1))
     sums = [shards.embeddings(part)[0].sum(axis=0, dtype=np.float64) for part in parts]
     return torch.from_numpy(np.sum(sums, axis=0) / total).float()

@@ -14,15 +14,14 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from test_objectives import OPPOSED, clip_step
 
-from trainer.loader.order import cut, share
-
 
 def main(folder: Path, total: int, opposed: bool, rank: int) -> None:
     store = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", store, timedelta(seconds=240), rank=rank, world_size=2)
     try:
-        first, last = share(0, total, rank, 2)
-        sizes = [end - start for start, end in cut(first, last, 2)]
+        first, last = total * rank // 2, total * (rank + 1) // 2
+        half = (last - first) // 2
+        sizes = [half, last - first - half]
         hard = OPPOSED if opposed else None
         loss, grads = clip_step(sizes, opposed=hard, first=first, total=total)
         sums = {"loss": torch.tensor(loss), **grads}
