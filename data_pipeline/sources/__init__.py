@@ -52,8 +52,10 @@ def scan(
         try:
             return scan_one(found, name, listing)
         except UserError as error:
-            if isinstance(error, StoreError) or found.suffix == embeddings.SUFFIX:
-                raise  # a store may answer later; rows of vectors have no other place
+            cause = error.__cause__
+            disk = isinstance(error, StoreError) or (isinstance(cause, OSError) and cause.errno)
+            if disk or found.suffix == embeddings.SUFFIX:
+                raise  # not the file's content, or rows that have no other place
             return error
 
     for given in inputs:

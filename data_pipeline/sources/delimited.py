@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from data_pipeline.sources.packed import CutShort
+
 Record = list[str] | str  # its fields, or what is wrong with a line
 
 LONGEST_LINE = 64 << 20  # characters
@@ -152,9 +154,7 @@ class _Lines:
             return self._back.popleft()
         try:
             return self._read()
-        except OSError as error:
-            if error.errno is not None:
-                raise  # the disk, not the file
+        except CutShort as error:
             self.damage = " ".join(str(error).split())
             return ""
 

@@ -139,7 +139,7 @@ def _load_captions(folder: Place, named: ColumnsConfig) -> _Captions:
     path = next((folder / name for name in TABLES if (folder / name).is_file()), None)
     if path is None:
         return _Captions()
-    table = load_table(path)
+    table = load_table(path, named)
     roles = find_roles(table.schema, str(path), picture=False, named=named)
     if roles.path is None:
         raise UserError(f"{path}: no column with the files' names (such as `file`)")

@@ -176,14 +176,15 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def load_table(path: Place) -> pa.Table:
-    """A small table as a whole; captions and paths are always text.
+def load_table(path: Place, named: ColumnsConfig = _BY_NAME) -> pa.Table:
+    """A small table of captions as a whole; captions and paths are always text.
 
     Raises:
         UserError: the file cannot be read as what its name says.
     """
     if path.suffix != ".parquet":
-        schema, rows = texts.blocks(path, _TEXT, set(_CAPTION))
+        used = partial(_used, str(path), named, False)
+        schema, rows = texts.blocks(path, _TEXT, set(_CAPTION), used)
         return pa.Table.from_batches(rows, schema)
     try:
         return read_table(path)
@@ -200,7 +201,7 @@ def scan(path: Place, name: str, listing: Place, named: ColumnsConfig = _BY_NAME
     if path.suffix == ".parquet":
         table, print_ = str(path.absolute()), parquet_fingerprint(path)
     else:
-        used = partial(_used, str(path), named)
+        used = partial(_used, str(path), named, True)
         table = write_listing(listing, *texts.blocks(path, _TEXT, set(_CAPTION), used))
         print_ = sha256_file(path)
     try:
@@ -215,9 +216,9 @@ def scan(path: Place, name: str, listing: Place, named: ColumnsConfig = _BY_NAME
     return Source("table", name, str(path.absolute()), rows, print_, table, extra, columns=named)
 
 
-def _used(where: str, named: ColumnsConfig, schema: pa.Schema) -> texts.Used:
-    roles = find_roles(schema, where, named=named)
-    others = (roles.path, roles.url, roles.sidecar)
+def _used(where: str, named: ColumnsConfig, picture: bool, schema: pa.Schema) -> texts.Used:
+    roles = find_roles(schema, where, picture, named)
+    others = (roles.path, roles.url)
     return texts.Used(roles.captions, [name for name in others if name])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +12,13 @@ import pyarrow as pa
 
 from base.errors import UserError
 from base.places import Place
-from base.stores import StorePath
 from data_pipeline import columns
 from data_pipeline.row import utf8
 from data_pipeline.sources import delimited
+from data_pipeline.sources.packed import PACKED, CutShort, opened
 from data_pipeline.sources.source import LISTING_ROWS
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-PACKED = {".gz": "gzip", ".zst": "zstd"}
 # Of a block: what is wrong with a row, where that is known already; a word of REASONS and a colon
 # may go before.
 BAD = "__bad__"
@@ -58,7 +56,7 @@ def blocks(
         UserError: the file cannot be read as what its name says.
     """
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             if not file.read(1):
                 raise UserError(f"{path}: is empty")
         if kind_of(path) == ".jsonl":
@@ -75,15 +73,7 @@ def cannot_be_read(path: Place, error: Exception) -> UserError:
 
 def _csv(path: Place, text: set[str]) -> Blocks:
     delimiter = "\t" if kind_of(path) == ".tsv" else ","
-    return delimited.blocks(lambda: _opened(path), delimiter, text, BAD)
-
-
-def _opened(path: Place) -> BinaryIO:
-    """The file's bytes, unpacked."""
-    if isinstance(path, StorePath):
-        packed = PACKED.get(path.suffix)
-        return io.BufferedReader(pa.input_stream(path.open(), compression=packed))
-    return io.BufferedReader(pa.input_stream(str(path), compression="detect"))
+    return delimited.blocks(lambda: opened(path), delimiter, text, BAD)
 
 
 def _json_lines(path: Place, text: set[str], captions: set[str], used: FindUsed) -> Blocks:
@@ -161,7 +151,7 @@ def _is_list_of_text(value: Any) -> bool:
 
 def _objects(path: Place) -> Iterator[dict[str, Any] | str]:
     """The object of each line, or what is wrong with it; blank lines are none."""
-    with _opened(path) as file:
+    with opened(path) as file:
         try:
             while line := file.readline(_LONGEST_LINE):
                 if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
@@ -169,9 +159,7 @@ def _objects(path: Place) -> Iterator[dict[str, Any] | str]:
                     yield f"a line of more than {_LONGEST_LINE >> 20} MiB"
                 elif line.strip():
                     yield _object(line)
-        except OSError as error:
-            if error.errno is not None:
-                raise  # the disk, not the file
+        except CutShort as error:
             yield f"broken_source: {' '.join(str(error).split())}"
 
 
