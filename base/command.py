@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 from pydantic import BaseModel
 
-from base.errors import Stopped, UserError
+from base.errors import Stopped, UserError, one_line
 from base.stop import STOPPED, interrupted_by_signals
 
 _DEBUG = "--debug"
@@ -56,16 +56,16 @@ def emit_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
 
 
-def one_line(error: BaseException) -> tuple[str, int]:
+def line_and_code(error: BaseException) -> tuple[str, int]:
     """The line and the exit code that stand for `error`."""
     if isinstance(error, UserError):
-        return " ".join(str(error).split()), error.exit_code
+        return one_line(error), error.exit_code
     for cause in _causes(error):
         if _is_full(cause):
             return f"no space left on device{_place(cause)}; free some and run it again", 2
     if isinstance(error, OSError) and error.errno in _PATH and error.filename is not None:
         return f"{_text(error.filename)}: {error.strerror}", 2
-    detail = " ".join(str(error).split()) or "no message"
+    detail = one_line(error) or "no message"
     return f"unexpected {type(error).__name__}: {detail} (--debug shows where)", 1
 
 
@@ -80,7 +80,7 @@ def _report(error: BaseException, debug: bool) -> int:
         return 1
     if hasattr(error, "format_message"):  # a mistake on the command line itself
         return _report_usage(error, error.format_message())
-    line, code = one_line(error)
+    line, code = line_and_code(error)
     print(f"error: {line}", file=sys.stderr)
     return code
 

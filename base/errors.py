@@ -23,3 +23,8 @@ class Stopped(UserError):
     """Stopped on request; progress is saved, and the same command goes on from there."""
 
     exit_code = 75
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return " ".join(str(error).split())

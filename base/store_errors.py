@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit, urlunsplit
 
-from base.errors import UserError
+from base.errors import UserError, one_line
 
 _LIBRARIES = {"aiobotocore", "aiohttp", "boto3", "botocore", "fsspec", "gcsfs", "google", "s3fs"}
 _NO_CREDENTIALS = {
@@ -109,7 +109,7 @@ def _answer(error: BaseException) -> tuple[str, int, str]:
         if operation == "HeadBucket" and http == 404:
             code = "NoSuchBucket"
         return code, http, f"{operation}: {code}"
-    words = " ".join(str(error).split())[:200] or type(error).__name__
+    words = one_line(error)[:200] or type(error).__name__
     for name in ("status", "code"):  # aiohttp; gcsfs
         status = getattr(error, name, None)
         if isinstance(status, int):

@@ -15,7 +15,7 @@ import open_clip
 import torch
 
 from base.config import fingerprint
-from base.errors import UserError
+from base.errors import UserError, one_line
 from base.files import sha256_file
 from data_pipeline.clip_spec import FORMS, ClipSpec, find_clip
 from data_pipeline.config import Precision
@@ -164,7 +164,7 @@ def _created(spec: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except Exception as error:  # open_clip, safetensors and torch.load raise what they like
-        first = " ".join(str(error).split())[:300]
+        first = one_line(error)[:300]
         raise UserError(f"clip: {spec}: cannot be loaded ({first})") from error
 
 

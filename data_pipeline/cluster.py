@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from base.errors import UserError
+from base.errors import UserError, one_line
 from base.stop import StopFlag
 
 _PREFIX = "ucray-"  # short: Unix sockets below it must fit 107 bytes
@@ -155,7 +155,7 @@ def _start(ray: Any, address: str | None, folder: str | None) -> None:
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises bare Exception when its start times out
-        where, why = address or "embedded Ray", " ".join(str(error).split())
+        where, why = address or "embedded Ray", one_line(error)
         raise UserError(f"{where}: Ray did not start ({why})") from error
 
 

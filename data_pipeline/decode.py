@@ -13,6 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from base.errors import one_line
 from data_pipeline.colour import DAMAGE, Pixels, instead_of, on_white, to_srgb
 from data_pipeline.jpeg_header import open_jpeg, read_header
 from data_pipeline.row import Rejection
@@ -195,7 +196,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _explained(error: BaseException) -> Rejection:
-    text = " ".join(str(error).split())[:200]
+    text = one_line(error)[:200]
     if isinstance(error, Image.DecompressionBombError):
         return Rejection("too_many_pixels", text)
     if isinstance(error, UnidentifiedImageError):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from base.config import dump_config, fingerprint, load_config
-from base.errors import UserError
+from base.errors import UserError, one_line
 from base.files import atomic_path, sha256_file, write_atomic
 from base.places import Place
 from data_pipeline.config import EmbedConfig, PrepareConfig
@@ -197,7 +197,7 @@ def _read(root: Place) -> pa.Table:
     try:
         return read_table(root / PLAN_FILE)
     except (OSError, pa.ArrowException) as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise UserError(f"{root / PLAN_FILE}: cannot be read ({text})") from error
 
 

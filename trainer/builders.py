@@ -18,7 +18,7 @@ from base.clip_reference import (
     find_weights,
     split_named,
 )
-from base.errors import UserError
+from base.errors import UserError, one_line
 from base.files import atomic_path, write_json
 from trainer.checkpoint.export import read_weights
 from trainer.config import AnyTrainConfig
@@ -98,7 +98,7 @@ def _open(clip: str) -> tuple[nn.Module, str]:
     try:
         return load_open_clip(name, weights), name
     except Exception as error:  # open_clip, safetensors and torch.load raise what they like
-        first = " ".join(str(error).split())[:300]
+        first = one_line(error)[:300]
         raise UserError(f"clip: {clip}: cannot be loaded ({first})") from error
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from base.errors import UserError
+from base.errors import UserError, one_line
 from data_pipeline.curate.config import CaptionConfig, CurateConfig, Threshold
 from data_pipeline.curate.language import require_languages, speaks
 from data_pipeline.curate.samples import column_type, is_number
@@ -166,7 +166,7 @@ def _regex(field: str, pattern: str) -> Callable[[pa.ChunkedArray], pa.ChunkedAr
     try:
         search(pa.array([""]))
     except pa.ArrowInvalid as error:
-        told = " ".join(str(error).split()).removeprefix("Invalid regular expression: ")
+        told = one_line(error).removeprefix("Invalid regular expression: ")
         raise UserError(
             f"captions.{field}: got {pattern!r}, expected a regular expression of RE2 ({told})"
         ) from error

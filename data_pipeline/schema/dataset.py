@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from base.errors import UserError
+from base.errors import UserError, one_line
 from base.places import Place, below
 
 P = TypeVar("P", bound=Place)
@@ -260,7 +260,7 @@ def read_dataset(root: Place) -> DatasetInfo:
         clip = None if data["clip"] is None else clip_from_json(data["clip"])
         return DatasetInfo(**{**data, "clip": clip})
     except (TypeError, KeyError) as error:
-        raise UserError(f"{path}: not a dataset record ({_one_line(error)})") from error
+        raise UserError(f"{path}: not a dataset record ({one_line(error)})") from error
 
 
 def clip_from_json(data: Mapping[str, Any]) -> ClipInfo:
@@ -280,14 +280,14 @@ def read_commit(root: Place, shard: int, name: str | None = None) -> Commit | No
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({_one_line(error)})") from error
+        raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
     data = _parse(text, path)
     _require_version(data, path)
     try:
         files = {file: FileRecord(**record) for file, record in data["files"].items()}
         return Commit(**{**data, "files": files, "devices": tuple(data.get("devices", ()))})
     except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: not a commit record ({_one_line(error)})") from error
+        raise UserError(f"{path}: not a commit record ({one_line(error)})") from error
 
 
 def shard_sizes(root: Place, info: DatasetInfo) -> list[int]:
@@ -316,7 +316,7 @@ def _load(path: Place) -> dict[str, Any]:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({_one_line(error)})") from error
+        raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
     return _parse(text, path)
 
 
@@ -324,7 +324,7 @@ def _parse(text: bytes, path: Place) -> dict[str, Any]:
     try:
         data = json.loads(text.decode())
     except ValueError as error:
-        raise UserError(f"{path}: cannot be read ({_one_line(error)})") from error
+        raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a JSON object")
     return data
@@ -334,7 +334,3 @@ def _require_version(data: Mapping[str, Any], path: Place) -> None:
     if data.get("version") != VERSION:
         found = data.get("version")
         raise UserError(f"{path}: version: got {found!r}, expected {VERSION}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from base.config import fingerprint
-from base.errors import UserError
+from base.errors import UserError, one_line
 from base.files import read_json
 from base.places import Place, below, children
 from data_pipeline.schema.dataset import (
@@ -154,7 +154,7 @@ def selection_from_json(data: Any, path: Place) -> SelectionInfo:
         }
         return SelectionInfo(**fields)
     except (TypeError, KeyError, AttributeError) as error:
-        told = " ".join(str(error).split())
+        told = one_line(error)
         raise UserError(f"{path}: not a selection's record ({told})") from error
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from base.errors import UserError
+from base.errors import UserError, one_line
 from base.progress import Progress
 from data_pipeline.search.embeddings import EmbeddingSet
 from data_pipeline.search.layout import IndexRecord
@@ -92,4 +92,4 @@ def _damaged(path: Path, embeddings: EmbeddingSet, why: str) -> UserError:
 
 
 def _first_line(error: RuntimeError) -> str:
-    return " ".join(str(error).split())[:200]
+    return one_line(error)[:200]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow as pa
 from base.errors import UserError
 from base.places import Place
 from data_pipeline.row import Rejection, Row
-from data_pipeline.sources.files import store_tag
+from data_pipeline.sources.files import edges
 from data_pipeline.sources.source import Source
 
 _EDGE = 1 << 20  # bytes of its beginning and end that tell it from the repaired file
@@ -45,22 +44,12 @@ def _broken(path: Place, name: str, error: UserError, notes: tuple[str, ...]) ->
         name=name,
         path=path.name,
         rows=1,
-        fingerprint=_fingerprint(path),
+        fingerprint=hashlib.sha256(edges(path, _EDGE)).hexdigest(),
         table="",
         extra=pa.schema([]),
         notes=notes,
         problem=str(error).removeprefix(f"{path}: "),
     )
-
-
-def _fingerprint(path: Place) -> str:
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        head = file.read(_EDGE)
-        file.seek(max(0, size - _EDGE))
-        edges = head + file.read()
-    return hashlib.sha256(f"{size} {store_tag(path)}".encode() + edges).hexdigest()
 
 
 def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row]:

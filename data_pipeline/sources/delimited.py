@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from base.errors import one_line
 from data_pipeline.sources.packed import CutShort
 
 Record = list[str] | str  # its fields, or what is wrong with a line
@@ -155,7 +156,7 @@ class _Lines:
         try:
             return self._read()
         except CutShort as error:
-            self.damage = " ".join(str(error).split())
+            self.damage = one_line(error)
             return ""
 
     def _read(self) -> str:

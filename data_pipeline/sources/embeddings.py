@@ -23,17 +23,10 @@ from base.places import Place, children, place
 from data_pipeline.config import ColumnsConfig
 from data_pipeline.parquet import open_parquet, read_schema
 from data_pipeline.row import Rejection, Row
-from data_pipeline.sources.files import store_tag
+from data_pipeline.sources.files import edges
+from data_pipeline.sources.roles import Roles, expected_hashes, find_roles, other_columns
 from data_pipeline.sources.source import Source, Vectors, clean_captions, table_rows
-from data_pipeline.sources.tables import (
-    Roles,
-    expected_hashes,
-    find_roles,
-    listed,
-    other_columns,
-    parquet_fingerprint,
-    values,
-)
+from data_pipeline.sources.tables import listed, parquet_fingerprint, values
 
 SUFFIX = ".npy"
 _IMAGES, _TEXTS, _METADATA = "img_emb", "text_emb", "metadata"
@@ -105,7 +98,7 @@ def scan(path: Place, name: str, named: ColumnsConfig) -> Source:
             raise UserError(f"{array.path}: got rows of {array.dim}, expected {arrays[0].dim}")
     digest = hashlib.sha256(parquet_fingerprint(metadata).encode())
     for array in arrays:
-        digest.update(_edges(array.path))
+        digest.update(edges(array.path, _EDGE))
     roles = _roles(schema, str(metadata), named)
     return Source(
         kind="embeddings",
@@ -157,19 +150,6 @@ def _header(path: Place) -> _Array:
     if size != expected:
         raise UserError(f"{path}: got {size} bytes, expected {expected} for {shape} of {dtype}")
     return _Array(path, shape[0], shape[1], dtype, begin)
-
-
-def _edges(path: Place) -> bytes:
-    """Size, beginning and end: reading all of a terabyte to plan would take hours.
-
-    Of an object in a store its tag as well.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        head = file.read(_EDGE)
-        file.seek(max(0, size - _EDGE))
-        return f"{size} {store_tag(path)}".encode() + head + file.read()
 
 
 def read_vectors(source: Source, first: int, count: int) -> tuple[Rows, Rows | None]:

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from base.errors import one_line
 from base.places import Place
 from base.stores import StorePath
 
@@ -61,7 +62,7 @@ class _Unpacked(io.RawIOBase):
         except OSError as error:
             if error.errno is not None:
                 raise  # the disk, not the file
-            self._why = " ".join(str(error).split())
+            self._why = one_line(error)
             self._again()
             data = self._upto(size)
         return data

@@ -22,6 +22,7 @@ from data_pipeline.config import ColumnsConfig
 from data_pipeline.row import Rejection, Row
 from data_pipeline.sources import img2dataset
 from data_pipeline.sources.files import read_file
+from data_pipeline.sources.roles import Roles, find_roles, other_columns
 from data_pipeline.sources.source import (
     INFER_ROWS,
     READS,
@@ -34,15 +35,7 @@ from data_pipeline.sources.source import (
     without_captions,
     write_listing,
 )
-from data_pipeline.sources.tables import (
-    SUFFIXES,
-    Roles,
-    as_values,
-    find_roles,
-    load_table,
-    other_columns,
-    values,
-)
+from data_pipeline.sources.tables import SUFFIXES, as_values, load_table, values
 from data_pipeline.sources.texts import BAD
 
 TABLES = tuple(f"captions{suffix}" for suffix in SUFFIXES)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from base.errors import UserError
+from base.errors import UserError, one_line
 from base.files import sha256_file
 from base.places import Place, beside, place
 from base.store_errors import StoreRefused
@@ -25,6 +23,15 @@ from data_pipeline.row import Rejection, Row
 from data_pipeline.schema.dataset import REASONS
 from data_pipeline.sources import img2dataset, texts
 from data_pipeline.sources.files import read_file, store_tag
+from data_pipeline.sources.roles import (
+    BY_NAME,
+    CAPTION,
+    TEXT,
+    Roles,
+    expected_hashes,
+    find_roles,
+    other_columns,
+)
 from data_pipeline.sources.source import (
     INFER_ROWS,
     Source,
@@ -37,146 +44,11 @@ from data_pipeline.sources.source import (
     write_listing,
 )
 
-_BY_NAME = ColumnsConfig()
 SUFFIXES = (".parquet", *texts.SUFFIXES)
-_CAPTION = (
-    "top_caption",
-    "all_captions",
-    "caption",
-    "captions",
-    "text",
-    "texts",
-    "txt",
-    "prompt",
-    "title",
-)
-_TOGETHER = (("top_caption", "all_captions"), ("caption", "captions"))
-_PATH = ("file", "path", "filename", "file_name", "filepath", "file_path", "image_path", "image")
-_BYTES = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes")
-_URL = ("url", "image_url")
-_HASHES = {"md5": 32, "sha256": 64}  # hex digits
 _AT_ONCE, _BYTES_AT_ONCE = 64, 32 << 20  # rows of a table that are held together
-KEYS = ("key", "__key__", "uid", "id", "sample_id")
-_TEXT = {*_CAPTION, *_PATH, *_URL, *KEYS, *_HASHES}
 
 
-@dataclass(frozen=True)
-class Roles:
-    """Which column holds what; None where no column does."""
-
-    captions: tuple[str, ...]
-    path: str | None
-    image: str | None
-    url: str | None
-    key: str | None
-    sidecar: str | None  # text that holds a JSON object with further columns
-    hashes: Mapping[str, str]  # md5, sha256: the column with what is expected behind `url`
-
-    @property
-    def consumed(self) -> set[str]:
-        """Columns that do not travel on under their own names."""
-        names = {self.path, self.image, self.url, self.sidecar, *self.captions, texts.BAD}
-        return {name for name in names if name}
-
-
-def find_roles(
-    schema: pa.Schema, where: str, picture: bool = True, named: ColumnsConfig = _BY_NAME
-) -> Roles:
-    """Recognises the columns by name, case ignored, and type; those that are `named` are taken.
-
-    Raises:
-        UserError: no caption column, or (with `picture`) none with a path, bytes or an address; a
-            named column is missing or of the wrong type.
-    """
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if twice:
-        raise UserError(f"{where}: two columns are called {twice[0]!r}")
-    names = {name.lower(): name for name in reversed(schema.names)}
-
-    def pick(candidates: tuple[str, ...], fits: Any) -> list[str]:
-        known = [names[c] for c in candidates if c in names]
-        return [name for name in known if fits(schema.field(name).type)]
-
-    def first(candidates: tuple[str, ...], fits: Any) -> str | None:
-        return next(iter(pick(candidates, fits)), None)
-
-    def one(field: str, known: tuple[str, ...], fits: Any) -> str | None:
-        given = getattr(named, field)
-        return first(known, fits) if given is None else _named(schema, where, field, given, fits)
-
-    captions = [_named(schema, where, "captions", n, _is_caption) for n in named.captions]
-    roles = Roles(
-        captions=tuple(captions or _one_caption_column(pick(_CAPTION, _is_caption))),
-        path=one("path", _PATH, _is_text),
-        image=one("image", _BYTES, _is_bytes),
-        url=one("url", _URL, _is_text),
-        key=one("key", KEYS, lambda kind: _is_text(kind) or pa.types.is_integer(kind)),
-        sidecar=first(("json",), _is_text),
-        hashes={name: column for name in _HASHES if (column := first((name,), _is_text))},
-    )
-    # Then that is where the picture is; but a folder's table says of its files where they are from.
-    if picture and named.url and not (named.path or named.image):
-        roles = replace(roles, path=None, image=None)
-    have = _names(schema)
-    if not roles.captions:
-        if wrong := [names[known] for known in _CAPTION if known in names]:
-            kind = schema.field(wrong[0]).type
-            raise UserError(f"{where}: column {wrong[0]!r} is {kind}, expected text")
-        raise UserError(f"{where}: no caption column (one of {', '.join(_CAPTION)}); it has {have}")
-    if picture and not (roles.path or roles.image or roles.url):
-        raise UserError(f"{where}: no column with an address, a path or bytes; it has {have}")
-    return roles
-
-
-def _named(schema: pa.Schema, where: str, field: str, name: str, fits: Any) -> str:
-    if name not in schema.names or name == texts.BAD:
-        raise UserError(f"columns.{field}: got {name!r}, {where} has {_names(schema)}")
-    if not fits(schema.field(name).type):
-        raise UserError(f"columns.{field}: {name!r} of {where} is {schema.field(name).type}")
-    return name
-
-
-def _names(schema: pa.Schema) -> str:
-    """The columns that the user knows."""
-    return ", ".join(name for name in schema.names if name != texts.BAD)
-
-
-def _one_caption_column(found: list[str]) -> list[str]:
-    """One and all captions belong together; other names are alternatives to them."""
-    for pair in _TOGETHER:
-        if paired := [name for name in found if name.lower() in pair]:
-            return paired
-    return found[:1]
-
-
-def _is_caption(kind: pa.DataType) -> bool:
-    """Text, lists of it, or its bytes."""
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return True
-    return _is_text(kind) or _is_text_list(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    known = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(is_one(kind) for is_one in known)
-
-
-def _is_text_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_text(
-        kind.value_type
-    )
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):  # the form of Hugging Face: {bytes, path}
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _is_bytes(kind.field(index).type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def load_table(path: Place, named: ColumnsConfig = _BY_NAME) -> pa.Table:
+def load_table(path: Place, named: ColumnsConfig = BY_NAME) -> pa.Table:
     """A small table of captions as a whole; captions and paths are always text.
 
     Raises:
@@ -184,7 +56,7 @@ def load_table(path: Place, named: ColumnsConfig = _BY_NAME) -> pa.Table:
     """
     if path.suffix != ".parquet":
         used = partial(_used, str(path), named, False)
-        schema, rows = texts.blocks(path, _TEXT, set(_CAPTION), used)
+        schema, rows = texts.blocks(path, TEXT, set(CAPTION), used)
         return pa.Table.from_batches(rows, schema)
     try:
         return read_table(path)
@@ -192,7 +64,7 @@ def load_table(path: Place, named: ColumnsConfig = _BY_NAME) -> pa.Table:
         raise texts.cannot_be_read(path, error) from error
 
 
-def scan(path: Place, name: str, listing: Place, named: ColumnsConfig = _BY_NAME) -> Source:
+def scan(path: Place, name: str, listing: Place, named: ColumnsConfig = BY_NAME) -> Source:
     """Looks at one table; csv, tsv and json lines are turned into parquet at `listing`.
 
     Raises:
@@ -202,7 +74,7 @@ def scan(path: Place, name: str, listing: Place, named: ColumnsConfig = _BY_NAME
         table, print_ = str(path.absolute()), parquet_fingerprint(path)
     else:
         used = partial(_used, str(path), named, True)
-        table = write_listing(listing, *texts.blocks(path, _TEXT, set(_CAPTION), used))
+        table = write_listing(listing, *texts.blocks(path, TEXT, set(CAPTION), used))
         print_ = sha256_file(path)
     try:
         with open_parquet(table) as file:
@@ -220,11 +92,6 @@ def _used(where: str, named: ColumnsConfig, picture: bool, schema: pa.Schema) ->
     roles = find_roles(schema, where, picture, named)
     others = (roles.path, roles.url)
     return texts.Used(roles.captions, [name for name in others if name])
-
-
-def other_columns(schema: pa.Schema, roles: Roles) -> pa.Schema:
-    """The columns that have no role."""
-    return pa.schema([field for field in schema if field.name not in roles.consumed])
 
 
 def parquet_fingerprint(path: Place) -> str:
@@ -310,7 +177,7 @@ def read(source: Source, first: int, count: int, max_bytes: int) -> Iterator[Row
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk, not the file
-            why = " ".join(str(error).split())
+            why = one_line(error)
             ends = [end for end in itertools.accumulate(groups) if position < end < spans[-1]]
             if len(spans) == 1 and ends:  # what is whole of it, by row groups
                 spans = [*ends, spans[-1]]
@@ -364,16 +231,6 @@ def _row(source: Source, roles: Roles, row: dict[str, Any], position: int, max_b
 def _told(bad: str) -> Rejection:
     reason, _, message = bad.partition(": ")
     return Rejection(reason, message) if reason in REASONS else Rejection("bad_row", bad)
-
-
-def expected_hashes(roles: Roles, row: Mapping[str, Any]) -> dict[str, str]:
-    """md5 and sha256 of the picture, where the row has them."""
-    found = {}
-    for name, column in roles.hashes.items():
-        value = row[column]
-        if isinstance(value, str) and re.fullmatch(rf"[0-9a-fA-F]{{{_HASHES[name]}}}", value):
-            found[name] = value.lower()
-    return found
 
 
 def listed(value: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from data_pipeline.curate.duplicates import Hashes, equal_leaders
 from data_pipeline.curate.groups import hex_words, hosts
 from data_pipeline.curate.row_rules import characters, words
 from data_pipeline.curate.samples import Samples
-from data_pipeline.curate.together import open_together
+from data_pipeline.curate.together import Together, open_together
 from data_pipeline.schema.selection import (
     SelectionInfo,
     read_selection,
@@ -95,18 +95,10 @@ def collect(datasets: Sequence[Path], selection: str | None = None) -> Stats:
         NothingUsable: no rows.
     """
     together = open_together(datasets)
-    lost, chosen = Counter[str](), None
-    if selection is None:
-        total = sum(info.input for info in together.infos)
-        for dataset in datasets:
-            lost.update(status(dataset).reasons)
-    else:
-        records = [read_selection(dataset, selection) for dataset in datasets]
-        _require_one_selection(datasets, records)
+    total, lost = _account(datasets, together, selection)
+    chosen = None
+    if selection is not None:
         chosen = np.concatenate([_mask(samples, selection) for samples in together.parts])
-        total = sum(record.input for record in records)
-        for rule in (rule for record in records for rule in record.rules):
-            lost[rule.rule] += rule.dropped
     count = together.total if chosen is None else int(chosen.sum())
     has_pictures = together.has_pictures
     tallies = {name: Tally(step) for name, step in _STEPS.items()}
@@ -143,8 +135,24 @@ def collect(datasets: Sequence[Path], selection: str | None = None) -> Stats:
         domains={host: rows for rows, host in named[:TOP]},
         domain_count=len(named),
         without_domain=without,
-        lost=dict(lost.most_common()) if selection is None else dict(lost),
+        lost=lost,
     )
+
+
+def _account(
+    datasets: Sequence[Path], together: Together, selection: str | None
+) -> tuple[int, dict[str, int]]:
+    """Rows of the input, and what was lost of them: by reason, or by the selection's rules."""
+    lost = Counter[str]()
+    if selection is None:
+        for dataset in datasets:
+            lost.update(status(dataset).reasons)
+        return sum(info.input for info in together.infos), dict(lost.most_common())
+    records = [read_selection(dataset, selection) for dataset in datasets]
+    _require_one_selection(datasets, records)
+    for rule in (rule for record in records for rule in record.rules):
+        lost[rule.rule] += rule.dropped
+    return sum(record.input for record in records), dict(lost)
 
 
 def _require_one_selection(datasets: Sequence[Path], records: Sequence[SelectionInfo]) -> None:

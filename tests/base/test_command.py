@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from base.command import one_line
+from base.command import line_and_code
 from base.errors import Diverged, NothingUsable, Stopped, UserError
 
 APP = """
@@ -204,7 +204,7 @@ def test_the_name_in_messages(tmp_path: Path) -> None:
 def test_the_codes_of_the_contract() -> None:
     codes = [kind.exit_code for kind in (UserError, NothingUsable, Diverged, Stopped)]
     assert codes == [2, 3, 4, 75]
-    assert one_line(RuntimeError()) == (
+    assert line_and_code(RuntimeError()) == (
         "unexpected RuntimeError: no message (--debug shows where)",
         1,
     )
@@ -212,4 +212,4 @@ def test_the_codes_of_the_contract() -> None:
 
 def test_a_message_that_speaks_of_a_full_disk_is_left_alone() -> None:
     error = UserError("metadata.json: No space left on device was found in the log")
-    assert one_line(error) == (str(error), 2)
+    assert line_and_code(error) == (str(error), 2)

@@ -19,8 +19,8 @@ from data_pipeline.config import ColumnsConfig, PrepareConfig
 from data_pipeline.plan import persist
 from data_pipeline.row import Row
 from data_pipeline.schema.dataset import REASONS
+from data_pipeline.sources.roles import find_roles
 from data_pipeline.sources.source import table_rows
-from data_pipeline.sources.tables import find_roles
 
 CAP = 1 << 20
 

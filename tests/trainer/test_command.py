@@ -12,7 +12,7 @@ import pytest
 import toy
 from typer.testing import CliRunner
 
-from base.command import one_line
+from base.command import line_and_code
 from base.errors import UserError
 from trainer.checkpoint.manifest import LATEST
 from trainer.cli import app
@@ -148,7 +148,7 @@ def test_mistakes_in_configs_are_one_line(
     path = toy.write_toy_config(tmp_path / "a.yaml", dataset, tmp_path / "run")
     with pytest.raises(UserError) as caught:
         load_train_config(path, [change])
-    line, code = one_line(caught.value)
+    line, code = line_and_code(caught.value)
     assert line.startswith(message)
     assert code == 2
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import toy
 
-from base.command import one_line
+from base.command import line_and_code
 from base.errors import UserError
 from trainer.checkpoint import write
 from trainer.checkpoint.manifest import FOLDER, LATEST, folder_name
@@ -29,7 +29,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(
         patch.setattr(write, "require_free_space", lambda folder, size: fill_disk(small_disk))
         with pytest.raises(UserError) as caught:
             train(toy.toy_config(dataset, out))
-    line, code = one_line(caught.value)
+    line, code = line_and_code(caught.value)
     assert code == 2
     assert line.startswith("checkpoint not saved: ")
     assert os.strerror(errno.ENOSPC) in line

@@ -12,7 +12,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import trainer.sampling.pictures as pictures
-from base.command import one_line
+from base.command import line_and_code
 from base.errors import NothingUsable, Stopped, UserError
 from trainer.cli import app
 
@@ -127,7 +127,7 @@ def test_a_disk_that_fills_up_while_drawing(
     filler.open("ab").write(bytes(4096))
     with pytest.raises(OSError, match="No space left") as caught:
         pictures.draw_captions(cascade, captions, 0, out, 2)
-    line, code = one_line(caught.value)
+    line, code = line_and_code(caught.value)
     assert (code, line.startswith("no space left on device")) == (2, True)
     filler.unlink()
     assert sorted(path.name for path in out.glob("*")) == [

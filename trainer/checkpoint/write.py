@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from base.errors import UserError
+from base.errors import UserError, one_line
 from base.files import require_free_space, sha256_file, write_atomic
 from trainer.checkpoint.manifest import (
     FOLDER,
@@ -164,7 +164,7 @@ def _together(engine: Engine, work: Any) -> list[Any]:
     try:
         result = work()
     except (OSError, UserError) as caught:
-        error = " ".join(str(caught).split()) or type(caught).__name__
+        error = one_line(caught) or type(caught).__name__
     outcomes = engine.gather((result, error))
     for rank, (_, message) in enumerate(outcomes):
         if message is not None:

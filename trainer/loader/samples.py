@@ -74,7 +74,7 @@ class SampleReader:
         for number, chosen, draws in self.catalogue.mixture.split(positions):
             pool, wanted = self.catalogue.pools[number], np.unique(draws)
             raw = self._read(pool, wanted, pool.order.samples(wanted))
-            self._put(arrays, chosen, positions[chosen], raw, np.searchsorted(wanted, draws))
+            self.put(arrays, chosen, positions[chosen], raw, np.searchsorted(wanted, draws))
         return arrays.batch(positions, slice(None))
 
     def walk(self, share: Share, first: int, end: int) -> Walk:
@@ -97,22 +97,13 @@ class SampleReader:
         ]
         return Walk(self, ahead)
 
-    def fill(self, arrays: Arrays, rows: Ints, positions: Ints, ahead: list[Ahead]) -> None:
-        """Put the samples at `positions` into `rows` of `arrays`."""
-        for number, chosen, draws in self.catalogue.mixture.split(positions):
-            pool = self.catalogue.pools[number]
-            for key, some in pool.order.keys(draws):
-                at, raw = chosen[some], ahead[number].group(key)
-                places = np.searchsorted(raw.draws, draws[some])
-                self._put(arrays, rows[at], positions[at], raw, places)
-
     def _read(self, pool: Pool, draws: Ints, samples: Ints) -> Raw:
         numbers = pool.first + samples
         cached = self._cache.has_pictures(numbers)
         return read_raw(pool.shards, self._needs, draws, samples, numbers, cached)
 
-    def _put(self, arrays: Arrays, rows: Ints, positions: Ints, raw: Raw, places: Ints) -> None:
-        """Put what lies at `places` of `raw` into `rows`."""
+    def put(self, arrays: Arrays, rows: Ints, positions: Ints, raw: Raw, places: Ints) -> None:
+        """Put what lies at `places` of `raw` into `rows`, the samples at `positions`."""
         if arrays.image is not None:
             self._put_pictures(arrays.image, rows, positions, raw, places)
         if arrays.tokens is not None:
@@ -168,7 +159,12 @@ class Walk:
 
     def fill(self, arrays: Arrays, rows: Ints, positions: Ints) -> None:
         """Put the samples at `positions`, this worker's next ones, into `rows` of `arrays`."""
-        self._reader.fill(arrays, rows, positions, self._ahead)
+        catalogue = self._reader.catalogue
+        for number, chosen, draws in catalogue.mixture.split(positions):
+            for key, some in catalogue.pools[number].order.keys(draws):
+                at, raw = chosen[some], self._ahead[number].group(key)
+                places = np.searchsorted(raw.draws, draws[some])
+                self._reader.put(arrays, rows[at], positions[at], raw, places)
 
     def close(self) -> None:
         """End the reading threads."""

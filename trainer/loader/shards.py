@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from base.errors import NothingUsable, UserError
+from base.errors import NothingUsable, UserError, one_line
 from base.places import Place, parts_of
 from data_pipeline.schema import dataset as schema
 from data_pipeline.schema.selection import selected_keys
@@ -137,7 +137,7 @@ class Shards:
             with path.open("rb") as file:
                 table = pq.read_table(file, columns=_INDEX)
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise UserError(f"{path}: cannot be read ({_one_line(error)})") from error
+            raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
         if len(table) != ref.rows:
             raise UserError(f"{path}: got {len(table)} rows, expected {ref.rows}; verify the data")
         return Index(table[0].to_numpy(), table[1].to_numpy(), table[2])
@@ -152,7 +152,7 @@ class Shards:
             np.lib.format.read_magic(file)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         except ValueError as error:
-            raise UserError(f"{path}: no npy file ({_one_line(error)}); verify the data") from error
+            raise UserError(f"{path}: no npy file ({one_line(error)}); verify the data") from error
         if dtype != np.dtype("<f2") or fortran or len(shape) != 2 or shape[0] != ref.rows:
             raise UserError(
                 f"{path}: got {dtype} {list(shape)}, expected float16 [{ref.rows}, D]; "
@@ -216,7 +216,7 @@ def _read(path: Place, offsets: Ints, lengths: Ints) -> Iterator[tuple[slice, by
                     raise UserError(f"{path}: ends early; verify the data")
                 yield slice(first, last), data
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or _one_line(error)}") from error
+        raise UserError(f"{path}: {error.strerror or one_line(error)}") from error
 
 
 def _spans(offsets: Ints, lengths: Ints) -> Iterator[tuple[int, int]]:
@@ -231,7 +231,3 @@ def _spans(offsets: Ints, lengths: Ints) -> Iterator[tuple[int, int]]:
         ):
             yield first, last
             first = last
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
