@@ -22,6 +22,7 @@ from data_pipeline.config import Precision
 from data_pipeline.crop import Crop
 from data_pipeline.normalise import Normaliser
 from data_pipeline.schema.dataset import ClipInfo
+from data_pipeline.short_texts import TextTower
 
 _CONTEXT = 77
 _RANDOM_MODEL = {
@@ -37,6 +38,7 @@ class Clip:
 
     info: ClipInfo
     model: torch.nn.Module
+    text_tower: TextTower
     crop: Crop  # the first half of the preprocessing: pixels of the sides that the model takes
     mean: torch.Tensor  # [3, 1, 1]
     std: torch.Tensor  # [3, 1, 1]
@@ -69,10 +71,8 @@ class Clip:
 
     def texts(self, captions: list[str]) -> torch.Tensor:
         """Raw text features, float32 [n, D]."""
-        tokens = self.tokenize(captions).to(self.device)
         with self._casting():
-            features: torch.Tensor = self.model.encode_text(tokens)  # type: ignore[operator]
-        return features.float()
+            return self.text_tower.short(self.tokenize(captions), self.device).float()
 
     def _casting(self) -> AbstractContextManager[Any]:
         """What open_clip's amp precisions mean: weights stay float32, products do not."""
@@ -101,9 +101,17 @@ def load_clip(text: str, device: str = "cpu", precision: Precision = "fp32") -> 
     info = ClipInfo(spec.model, spec.label, digest, fingerprint(config), dim, precision)
     mean, std = (_channels(config[name]) for name in ("mean", "std"))
     place = torch.device(device)
-    normalise = Normaliser(mean, std)
-    crop = Crop.of(config)
-    return Clip(info, model, crop, mean.to(place), std.to(place), normalise, tokenizer, place)
+    return Clip(
+        info=info,
+        model=model,
+        text_tower=TextTower(model),
+        crop=Crop.of(config),
+        mean=mean.to(place),
+        std=std.to(place),
+        normalise=Normaliser(mean, std),
+        tokenize=tokenizer,
+        device=place,
+    )
 
 
 # Model, tokenizer, preprocessing config, SHA-256 of the weights.

@@ -30,6 +30,7 @@ from data_pipeline.embed import embed, is_embedded
 from data_pipeline.features import ShardFeatures, cosine
 from data_pipeline.pipeline import prepare
 from data_pipeline.schema.dataset import read_commit, read_dataset
+from data_pipeline.short_texts import TextTower
 from data_pipeline.verify import verify
 
 TINY = {
@@ -297,3 +298,46 @@ def test_devices_are_recorded_by_the_gpu_s_name(
     features = ShardFeatures(cast(ClipPool, None), 0, "here")
     features._done += [(rows, rows, "NVIDIA B"), (rows, rows, "NVIDIA A"), (rows, rows, "NVIDIA B")]
     assert features.finish().devices == ("NVIDIA A", "NVIDIA B")
+
+
+CAPTIONS = ["", "a red circle", "seven words about a very small thing", "long " * 40]
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("count", [2, 3, 4])  # 8 tokens are enough, 16 (all) just so, cut to 16
+def test_captions_without_padding_are_those_of_open_clip(
+    run: Path, precision: Precision, count: int
+) -> None:
+    name = f"local-dir:{run / 'exports' / 'open_clip'}"
+    model = open_clip.create_model(name, precision=precision).eval()
+    tokens = open_clip.get_tokenizer(name)(CAPTIONS[:count])
+    clip = load_clip(str(run), precision=precision)
+    with torch.inference_mode(), get_autocast(precision, "cpu")():
+        expected = model.encode_text(tokens).float()
+    with torch.inference_mode():
+        found = clip.texts(CAPTIONS[:count])
+    within = 1e-5 if precision == "fp32" else 3e-2
+    assert (found - expected).abs().max() <= within * expected.abs().max()
+
+
+def test_padding_is_left_out_where_nothing_looks_at_it() -> None:
+    seen: list[tuple[int, ...]] = []
+    clip = load_clip("random:0")
+    clip.model.transformer.register_forward_pre_hook(  # type: ignore[union-attr,operator]
+        lambda _, states: seen.append(tuple(states[0].shape))
+    )
+    clip.texts(["a red circle", "a blue square above a small grey disc"])  # 10 tokens
+    assert seen[-1][:2] == (2, 16)
+    clip.texts(["word " * 90])
+    assert seen[-1][:2] == (1, 77)
+
+
+def test_a_tower_that_looks_at_all_tokens_gets_them_all() -> None:
+    text = {**TINY["text_cfg"], "no_causal_mask": True}  # type: ignore[dict-item]
+    with torch.random.fork_rng():
+        torch.manual_seed(8)
+        model = open_clip.CLIP(**{**TINY, "text_cfg": text}).eval()
+    tokens = open_clip.SimpleTokenizer(context_length=16)(["a red circle"])
+    with torch.inference_mode():
+        found = TextTower(model).short(tokens, torch.device("cpu"))
+        assert torch.equal(found, model.encode_text(tokens))
