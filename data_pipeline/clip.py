@@ -25,6 +25,7 @@ from data_pipeline.schema.dataset import ClipInfo
 from data_pipeline.short_texts import TextTower
 
 _CONTEXT = 77
+_CPU_ROWS = 32  # at once: what lies between two layers should fit the caches
 _RANDOM_MODEL = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "head_width": 32, "patch_size": 16},
@@ -60,10 +61,13 @@ class Clip:
     def crops(self, crops: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Raw image features of pictures as `crop` gives them [n, H, W, 3], float32 [n, D]."""
         if self.device.type == "cpu":
-            batch = self.normalise(crops)
-        else:
-            pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)  # [n, 3, H, W]
-            batch = pixels.to(torch.float32).div(255).sub_(self.mean).div_(self.std)
+            parts = (crops[i : i + _CPU_ROWS] for i in range(0, len(crops), _CPU_ROWS))
+            return torch.cat([self._features(self.normalise(part)) for part in parts])
+        pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)  # [n, 3, H, W]
+        return self._features(pixels.to(torch.float32).div(255).sub_(self.mean).div_(self.std))
+
+    def _features(self, batch: torch.Tensor) -> torch.Tensor:
+        """Of normalised pictures [n, 3, H, W], float32 [n, D]."""
         dtype = open_clip.get_input_dtype(self.info.precision)
         with self._casting():
             features: torch.Tensor = self.model.encode_image(batch.to(dtype))  # type: ignore[operator]

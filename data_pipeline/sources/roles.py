@@ -93,11 +93,11 @@ def find_roles(
         roles = replace(roles, path=None, image=None)
     have = _names(schema)
     if not roles.captions:
-        if wrong := [names[known] for known in CAPTION if known in names]:
-            kind = schema.field(wrong[0]).type
-            raise UserError(f"{where}: column {wrong[0]!r} is {kind}, expected text")
+        _require_type(schema, where, pick(CAPTION, _is_any), "text")
         raise UserError(f"{where}: no caption column (one of {', '.join(CAPTION)}); it has {have}")
     if picture and not (roles.path or roles.image or roles.url):
+        _require_type(schema, where, pick((*_URL, *_PATH), _is_any), "text")
+        _require_type(schema, where, pick(_BYTES, _is_any), "bytes")
         raise UserError(f"{where}: no column with an address, a path or bytes; it has {have}")
     return roles
 
@@ -108,6 +108,13 @@ def _named(schema: pa.Schema, where: str, field: str, name: str, fits: Any) -> s
     if not fits(schema.field(name).type):
         raise UserError(f"columns.{field}: {name!r} of {where} is {schema.field(name).type}")
     return name
+
+
+def _require_type(schema: pa.Schema, where: str, found: list[str], expected: str) -> None:
+    """Refuses the first of the columns that have a role's name and another type."""
+    if found:
+        kind = schema.field(found[0]).type
+        raise UserError(f"{where}: column {found[0]!r} is {kind}, expected {expected}")
 
 
 def _names(schema: pa.Schema) -> str:
@@ -121,6 +128,10 @@ def _one_caption_column(found: list[str]) -> list[str]:
         if paired := [name for name in found if name.lower() in pair]:
             return paired
     return found[:1]
+
+
+def _is_any(kind: pa.DataType) -> bool:
+    return True
 
 
 def _is_caption(kind: pa.DataType) -> bool:

@@ -42,9 +42,9 @@ def twice() -> pa.Table:
     [
         (pa.table({"url": ["u"], "caption": [5]}), "column 'caption' is int64, expected text"),
         (pa.table({"url": ["u"], "caption": [{"a": "c"}]}), "column 'caption' is struct.*, exp"),
-        (pa.table({"url": [5], "caption": ["c"]}), "no column with an address, a path or bytes"),
-        (pa.table({"jpg": ["text"], "caption": ["c"]}), "no column with an address"),
-        (pa.table({"url": pa.nulls(2), "caption": ["a", "b"]}), "no column with an address"),
+        (pa.table({"url": [5], "caption": ["c"]}), "column 'url' is int64, expected text"),
+        (pa.table({"jpg": ["text"], "caption": ["c"]}), "column 'jpg' is string, expected bytes"),
+        (pa.table({"url": pa.nulls(2), "caption": ["a", "b"]}), "column 'url' is null, exp"),
         (pa.table({"caption": ["c"]}), "no column with an address"),
         (pa.table({"url": ["u"]}), "no caption column"),
         (pa.table({}), "no caption column|no rows"),
