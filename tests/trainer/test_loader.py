@@ -13,6 +13,8 @@ import pytest
 import simplejpeg
 import torch
 import toy
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from base.errors import NothingUsable, UserError
@@ -23,6 +25,7 @@ from trainer.loader.catalogue import Catalogue
 from trainer.loader.pictures import decode_square
 from trainer.loader.plan import Plan
 from trainer.loader.samples import SampleReader
+from trainer.loader.shards import evenly
 from trainer.loader.steps import Loader
 
 ALL = Needs(image_size=32, tokens=True, embeddings=True, context_length=12)
@@ -266,3 +269,14 @@ def test_leaving_early_ends_the_reading_thread(dataset: Path) -> None:
     with Loader(plan(config(dataset), steps=1000), 0, 2) as loader:
         next(iter(loader))
     assert "loader" not in {thread.name for thread in threading.enumerate()}
+
+
+@given(st.lists(st.integers(0, 40), max_size=6) | st.builds(range, *[st.integers(1, 40)] * 3))
+def test_evenly_spaced_rows_are_the_same_rows(numbers: list[int]) -> None:
+    wanted, rows = np.array(list(numbers), np.int64), np.arange(41)
+    found = evenly(wanted)
+    assert np.array_equal(rows[found], rows[wanted])
+    steps = set(np.diff(wanted).tolist())
+    assert isinstance(found, slice) == (
+        len(wanted) > 0 and len(steps) < 2 and min(steps, default=1) > 0
+    )

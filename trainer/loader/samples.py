@@ -17,6 +17,7 @@ from trainer.loader.catalogue import Catalogue, Pool
 from trainer.loader.groups import Ahead, Raw, read_raw
 from trainer.loader.order import GroupKey, Ints
 from trainer.loader.pictures import Pixels, decode_square
+from trainer.loader.shards import evenly
 from trainer.loader.shares import Share
 from trainer.rng import SampleRandom
 
@@ -109,10 +110,11 @@ class SampleReader:
         if arrays.tokens is not None:
             for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                 arrays.tokens[row] = self._tokens(int(raw.numbers[place]), raw.captions[place])
+        into, taken = evenly(rows), evenly(places)
         if arrays.image_embedding is not None and raw.image_embedding is not None:
-            arrays.image_embedding[rows] = raw.image_embedding[places]
+            arrays.image_embedding[into] = raw.image_embedding[taken]
         if arrays.text_embedding is not None and raw.text_embedding is not None:
-            arrays.text_embedding[rows] = raw.text_embedding[places]
+            arrays.text_embedding[into] = raw.text_embedding[taken]
 
     def _put_pictures(
         self, image: Pixels, rows: Ints, positions: Ints, raw: Raw, places: Ints

@@ -122,7 +122,7 @@ class Shards:
             size = 2 * header.dim
             for part, data in _read(path, header.offset + rows * size, np.full(len(rows), size)):
                 read = np.frombuffer(data, "<f2").reshape(-1, header.dim)
-                result[places[part]] = read[rows[part] - rows[part.start]]
+                result[places[part]] = read[evenly(rows[part] - rows[part.start])]
         return result
 
     def _embedding_path(self, number: int, kind: int) -> Place:
@@ -217,6 +217,15 @@ def _read(path: Place, offsets: Ints, lengths: Ints) -> Iterator[tuple[slice, by
                 yield slice(first, last), data
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or one_line(error)}") from error
+
+
+def evenly(numbers: Ints) -> slice | Ints:
+    """The same numbers as a slice where they are evenly spaced: rows are copied in one go then."""
+    steps = np.diff(numbers)
+    step = int(steps[0]) if len(steps) else 1
+    if step <= 0 or (steps != step).any() or not len(numbers):
+        return numbers
+    return slice(int(numbers[0]), int(numbers[-1]) + 1, step)
 
 
 def _spans(offsets: Ints, lengths: Ints) -> Iterator[tuple[int, int]]:
