@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from base.command import one_line
+from base.command import line_and_code
 from base.errors import UserError
 from data_pipeline import pipeline
 from data_pipeline.config import PrepareConfig
@@ -36,7 +36,7 @@ def test_a_disk_that_fills_up_while_shards_are_written(
         patch.setattr(pipeline, "require_free_space", lambda folder, size: fill_disk(small_disk))
         with pytest.raises((UserError, OSError)) as caught:
             prepare([pairs], out, "none", CONFIG)
-    line, code = one_line(caught.value)
+    line, code = line_and_code(caught.value)
     assert code == 2
     assert os.strerror(errno.ENOSPC).lower() in line.lower()
     assert "\n" not in line
@@ -57,7 +57,7 @@ def test_too_little_room_is_refused_before_anything_is_written(
         file.write(bytes((64 << 20) - (64 << 10)))
     with pytest.raises(UserError, match="of disk") as caught:
         prepare([pairs_folder(tmp_path / "pairs", 400)], small_disk / "data", "none", CONFIG)
-    assert one_line(caught.value)[1] == 2
+    assert line_and_code(caught.value)[1] == 2
 
 
 @pytest.mark.parametrize("form", ["folder", "parquet", "webdataset"])
@@ -76,7 +76,7 @@ def test_a_disk_that_fills_up_while_scenes_are_written(
         patch.setattr(write, "require_free_space", lambda folder, size: fill_disk(small_disk))
         with pytest.raises(OSError, match="No space left") as caught:
             scenes(small_disk / "scenes")
-    line, code = one_line(caught.value)
+    line, code = line_and_code(caught.value)
     assert (code, line.startswith("no space left on device")) == (2, True)
     assert not (small_disk / "scenes" / "scenes.json").exists()
 
@@ -100,7 +100,7 @@ def test_a_disk_that_is_full_when_embeddings_are_written(
     filler = fill_disk(small_disk)
     with pytest.raises((UserError, OSError)) as caught:
         embed(small_disk / "data", "random:0")
-    line, code = one_line(caught.value)
+    line, code = line_and_code(caught.value)
     assert (code, line.startswith("no space left on device")) == (2, True)
     filler.unlink()
     assert tree(small_disk / "data") == before

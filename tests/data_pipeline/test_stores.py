@@ -310,7 +310,7 @@ def test_the_first_commit_wins_and_half_a_shard_is_none(store: Any) -> None:
 
 DRIVER = """
 import json, sys, typer
-from base.command import one_line
+from base.command import line_and_code
 from data_pipeline.cli import app
 from data_pipeline.cluster import cluster
 command = typer.main.get_command(app)
@@ -319,7 +319,7 @@ with cluster():
         try:
             command.main(args=arguments, standalone_mode=False)
         except Exception as error:
-            print("FAILED", *one_line(error))
+            print("FAILED", *line_and_code(error))
 """
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from base.command import one_line
+from base.command import line_and_code
 from base.errors import UserError
 from unclip.demo.run import run_demo
 from unclip.demo.summary import summary
@@ -259,7 +259,7 @@ def test_another_demo_wants_another_folder(
     with pytest.raises(UserError) as caught:
         run_demo(out, ROOT / "docs", MICRO)
     message = "holds a demo with other data; choose another --out"
-    assert one_line(caught.value) == (f"{out}: {message}", 2)
+    assert line_and_code(caught.value) == (f"{out}: {message}", 2)
     configs = tmp_path / "configs"
     configs.mkdir()
     for path in MICRO.iterdir():
@@ -320,7 +320,7 @@ def test_configs_that_cannot_be_used(old: str, new: str, message: str, tmp_path:
     path.write_text(re.sub(old, new, path.read_text(), count=1))
     with pytest.raises(UserError) as caught:
         run_demo(tmp_path / "out", None, configs)
-    line, code = one_line(caught.value)
+    line, code = line_and_code(caught.value)
     assert code == 2
     assert message in line
     assert "demo.yaml" in line
