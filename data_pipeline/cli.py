@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="data",
     help="From pairs of pictures and captions to webdataset shards with CLIP embeddings.",
+    epilog="Example: `unclip data prepare pairs --out dataset --clip random:0`",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

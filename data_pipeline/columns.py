@@ -11,26 +11,44 @@ from typing import Any
 
 import pyarrow as pa
 
+_BEYOND = 1 << 63  # the first whole number that int64 does not hold
 _SCALARS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
 
 
-def infer(objects: Iterable[Mapping[str, Any]]) -> pa.Schema:
-    """Types for the keys of JSON objects, in order of appearance.
+class Types:
+    """Types for the keys of JSON objects, in order of appearance; all objects must be seen.
 
-    Plain scalars keep their type, numbers widen to float64; lists, objects and mixtures become
-    text that holds JSON.
+    Plain scalars keep their type, numbers widen to float64; lists, objects, mixtures and whole
+    numbers beyond 64 bits become text that holds JSON.
     """
-    found: dict[str, pa.DataType | None] = {}
-    for item in objects:
+
+    def __init__(self) -> None:
+        self._found: dict[str, pa.DataType | None] = {}
+
+    def add(self, item: Mapping[str, Any]) -> None:
+        """See another object."""
         for name, value in item.items():
-            found[name] = _merge(found.get(name), value)
-    return pa.schema([(name, kind or pa.string()) for name, kind in found.items()])
+            self._found[name] = _merge(self._found.get(name), value)
+
+    def schema(self) -> pa.Schema:
+        """The types that hold all that was seen."""
+        return pa.schema([(name, kind or pa.string()) for name, kind in self._found.items()])
+
+
+def infer(objects: Iterable[Mapping[str, Any]]) -> pa.Schema:
+    """The types of objects at hand."""
+    types = Types()
+    for item in objects:
+        types.add(item)
+    return types.schema()
 
 
 def _merge(known: pa.DataType | None, value: Any) -> pa.DataType | None:
     if value is None:
         return known
     kind = _SCALARS.get(type(value), pa.string())
+    if kind == pa.int64() and not -_BEYOND <= value < _BEYOND:
+        kind = pa.string()
     if known is None or known == kind:
         return kind
     numbers = {pa.int64(), pa.float64()}
@@ -62,6 +80,8 @@ def as_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """Values as a column; one that does not fit its type is null (KEY.json still holds it)."""
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return pa.array([_text(value) for value in values], kind)
+    if pa.types.is_integer(kind):  # arrow would cut 5.5 to 5
+        values = [None if isinstance(v, float) and not v.is_integer() else v for v in values]
     try:
         return pa.array(values, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError, ValueError):

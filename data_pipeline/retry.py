@@ -26,7 +26,7 @@ from data_pipeline.plan import read_config, recorded_inputs, require_same_inputs
 from data_pipeline.row import Row
 from data_pipeline.schema.dataset import RETRYABLE, DatasetInfo, read_dataset, rejected_path
 from data_pipeline.sources import Source, tables
-from data_pipeline.sources.roles import KEYS
+from data_pipeline.sources.roles import key_column
 from data_pipeline.whereabouts import find_inputs
 
 _READ_ROWS = 1000  # read together where several of them are wanted
@@ -173,7 +173,7 @@ def _write_listing(
     own = _Own.beside(extra)
     fields = [pa.field(own.url, pa.string()), pa.field(own.captions, pa.list_(pa.string()))]
     fields.append(pa.field(SOURCE_ROW, pa.int64()))
-    if not any(name.lower() in KEYS for name in extra.names):
+    if key_column(extra) is None:
         fields.append(pa.field("key", pa.string()))
     schema = pa.schema([*fields, *(f.with_name(own.listed[f.name]) for f in extra)])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ _HOST = r"^[A-Za-z][A-Za-z0-9+.\-]*://(?:[^/?#@]*@)?(?P<host>\[[^\]/?#]*\]|[^/?#
 
 def hosts(urls: pa.ChunkedArray) -> pa.ChunkedArray:
     """Hosts of addresses: small letters, no port, no last dot, no `www.`; null where none is."""
-    found = pc.struct_field(pc.extract_regex(urls, _HOST), "host")
+    found = pc.struct_field(pc.extract_regex(pc.utf8_trim_whitespace(urls), _HOST), "host")
     lower = pc.utf8_rtrim(pc.utf8_lower(found), ".")
     return pc.replace_substring_regex(lower, r"^www\.", "")
 

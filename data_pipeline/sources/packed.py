@@ -26,7 +26,7 @@ def opened(path: Place) -> BinaryIO:
     What is read of it raises CutShort behind the last byte of a damaged file; OSError where not
     even the first one can be had.
     """
-    if PurePath(path.name).suffix in PACKED:
+    if PurePath(path.name.lower()).suffix in PACKED:
         return io.BufferedReader(_Unpacked(path), _READ)
     if isinstance(path, StorePath):
         return io.BufferedReader(pa.input_stream(path.open(), compression=None))
@@ -45,7 +45,7 @@ class _Unpacked(io.RawIOBase):
     def _begin(self) -> pa.NativeFile:
         path = self._path
         file = path.open() if isinstance(path, StorePath) else str(path)
-        return pa.input_stream(file, compression=PACKED[PurePath(path.name).suffix])
+        return pa.input_stream(file, compression=PACKED[PurePath(path.name.lower()).suffix])
 
     def readable(self) -> bool:
         return True

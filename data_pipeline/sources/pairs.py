@@ -24,7 +24,6 @@ from data_pipeline.sources import img2dataset
 from data_pipeline.sources.files import read_file
 from data_pipeline.sources.roles import Roles, find_roles, other_columns
 from data_pipeline.sources.source import (
-    INFER_ROWS,
     READS,
     Source,
     ahead,
@@ -65,27 +64,30 @@ def scan(folder: Place, name: str, listing: Place, named: ColumnsConfig) -> Sour
         NothingUsable: the folder is empty, or nothing in it has a caption.
         UserError: the captions table cannot be read.
     """
-    files = _walk(folder)
+    files, linked = _walk(folder)
     if not files:
         raise NothingUsable(f"{folder}: the folder is empty")
     captions = _load_captions(folder, named)
-    texts = {path[: -len(".txt")] for path in files if path.endswith(".txt")}
+    texts, sidecars = _by_stem(files, ".txt"), _by_stem(files, ".json")
     pictures = _pictures(files, texts, captions)
     if not pictures:
         raise NothingUsable(
             f"{folder}: no file has a caption (a same-named .txt, or an entry in "
             f"{' or '.join(TABLES[:2])})"
         )
-    table = _listing(pictures, files, texts, captions)
+    table = _listing(pictures, texts, sidecars, captions)
     extra = _extra(folder, table, captions)
     known = set(pictures)
     left_out = len(files) - len(texts) - len(pictures) - sum(path in files for path in TABLES)
-    left_out -= sum(path.endswith(".json") and path not in known for path in files)
+    left_out -= sum(path not in known for path in sidecars.values())
     records = img2dataset.records(folder)
     left_out -= sum(record not in TABLES for record in records)
     notes = [f"{name}: files without a caption, left out: {left_out}"] if left_out > 0 else []
     if records:
         notes.append(f"{name}: passed over, img2dataset's records of the pairs: {len(records)}")
+    if linked:
+        told = f"{linked[0]}, …" if len(linked) > 1 else linked[0]
+        notes.append(f"{name}: folders behind links, passed over: {told} ({len(linked)})")
     return Source(
         kind="pairs",
         name=name,
@@ -100,22 +102,33 @@ def scan(folder: Place, name: str, listing: Place, named: ColumnsConfig) -> Sour
 
 def first_pair(folder: Place) -> str | None:
     """The .txt of some pair below a folder, if there is one."""
-    files = _walk(folder)
-    stems = {posixpath.splitext(path)[0] for path in files if not path.endswith((".txt", ".json"))}
-    return min((f"{stem}.txt" for stem in stems if f"{stem}.txt" in files), default=None)
+    files, _ = _walk(folder)
+    texts, beside = _by_stem(files, ".txt"), (".txt", ".json")
+    stems = {posixpath.splitext(p)[0] for p in files if not p.lower().endswith(beside)}
+    return min((texts[stem] for stem in stems if stem in texts), default=None)
 
 
-def _walk(folder: Place) -> dict[str, Stat | None]:
-    """Relative paths of all files, hidden ones left out, with what a store's list says of them."""
+def _by_stem(files: Collection[str], suffix: str) -> dict[str, str]:
+    """The files with a suffix, by what is before it; of a.TXT and a.txt the second."""
+    return {posixpath.splitext(p)[0]: p for p in sorted(files) if p.lower().endswith(suffix)}
+
+
+def _walk(folder: Place) -> tuple[dict[str, Stat | None], list[str]]:
+    """Relative paths of all files, hidden ones left out, with what a store's list says of them.
+
+    And those of folders behind links, which are not entered: they may lead back.
+    """
     if isinstance(folder, StorePath):
         inside = len(f"{folder}/")
         found_there = {str(path)[inside:]: path.stat() for path in folder.rglob()}
-        return {
+        shown: dict[str, Stat | None] = {
             path: stat
             for path, stat in found_there.items()
             if not any(part.startswith(".") for part in path.split("/"))
         }
+        return shown, []
     found: set[str] = set()
+    linked: list[str] = []
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: {error.strerror}") from error
@@ -125,7 +138,8 @@ def _walk(folder: Place) -> dict[str, Stat | None]:
         place = Path(top).relative_to(folder).as_posix()
         start = "" if place == "." else place + "/"
         found.update(start + name for name in names if not name.startswith("."))
-    return dict.fromkeys(found)
+        linked += [start + name for name in folders if os.path.islink(os.path.join(top, name))]
+    return dict.fromkeys(found), sorted(linked)
 
 
 def _load_captions(folder: Place, named: ColumnsConfig) -> _Captions:
@@ -163,34 +177,35 @@ def _encoded(text: Any) -> Any:
     return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
 
 
-def _pictures(files: Collection[str], texts: set[str], captions: _Captions) -> list[str]:
+def _pictures(files: Collection[str], texts: Mapping[str, str], captions: _Captions) -> list[str]:
     """Files with a caption, and entries of the table whether their file exists or not."""
     found = {*captions.first, *captions.bad}
     stems: dict[str, list[str]] = {}
     for path in files:
         stem, suffix = posixpath.splitext(path)
-        if suffix != ".txt" and path not in TABLES and stem in texts:
+        if suffix.lower() != ".txt" and path not in TABLES and stem in texts:
             stems.setdefault(stem, []).append(path)
     for paths in stems.values():
         # A .json beside a picture belongs to the picture; alone with a .txt it is a row like any.
-        beside = [path for path in paths if not path.endswith(".json")]
+        beside = [path for path in paths if not path.lower().endswith(".json")]
         found.update(beside or paths)
     return sorted(found, key=os.fsencode)
 
 
 def _listing(
-    pictures: list[str], files: Collection[str], texts: set[str], captions: _Captions
+    pictures: list[str],
+    texts: Mapping[str, str],
+    sidecars: Mapping[str, str],
+    captions: _Captions,
 ) -> pa.Table:
     stems = [posixpath.splitext(path)[0] for path in pictures]
     table = {
         "file": pa.array([os.fsencode(path) for path in pictures], pa.binary()),
-        "txt": pa.array([stem in texts for stem in stems], pa.bool_()),
+        "txt": pa.array([_name(texts.get(stem)) for stem in stems], pa.binary()),
         "json": pa.array(
             [
-                os.fsencode(f"{stem}.json") if f"{stem}.json" in files and not same else None
-                for stem, same in zip(
-                    stems, (path.endswith(".json") for path in pictures), strict=True
-                )
+                None if path == sidecars.get(stem) else _name(sidecars.get(stem))
+                for stem, path in zip(stems, pictures, strict=True)
             ],
             pa.binary(),
         ),
@@ -205,6 +220,10 @@ def _listing(
         if captions.roles.url:
             table["url"] = captions.table[captions.roles.url].take(rows)
     return pa.table(table)
+
+
+def _name(path: str | None) -> bytes | None:
+    return None if path is None else os.fsencode(path)
 
 
 def _fingerprint(
@@ -226,12 +245,11 @@ def _fingerprint(
 def _told(
     folder: Place,
     files: Mapping[str, Stat | None],
-    rows: Iterable[tuple[bytes, bool, bytes | None]],
+    rows: Iterable[tuple[bytes, bytes | None, bytes | None]],
 ) -> bytes:
     """Hash of some pairs: their names, the pictures' sizes, and what lies beside them."""
     digest = hashlib.sha256()
-    for path, text, sidecar in rows:
-        beside = [os.path.splitext(path)[0] + b".txt" if text else None, sidecar]
+    for path, *beside in rows:
         contents = [None if name is None else _content(folder, files, name) for name in beside]
         digest.update(repr((path, _size(folder, files, path), contents)).encode())
     return digest.digest()
@@ -270,7 +288,7 @@ def _extra(folder: Place, table: pa.Table, captions: _Captions) -> pa.Schema:
             if field.name.startswith(_COLUMN)
         ]
     )
-    names = table["json"].slice(0, INFER_ROWS).to_pylist()
+    names = table["json"].to_pylist()
     threads = READS if isinstance(folder, StorePath) else 1
     objects = map_ahead(partial(_keys, folder), names, threads)
     return columns.union([pa.schema(known), columns.infer(objects)])
@@ -312,7 +330,7 @@ def _row(source: Source, row: dict[str, Any], max_bytes: int) -> Row:
         folder = place(source.path)
         extra = {n.removeprefix(_COLUMN): v for n, v in row.items() if n.startswith(_COLUMN)}
         sidecar = _sidecar(folder, row["json"])
-        texts: list[Any] = [*_lines(folder, path, row["txt"]), *(row["captions"] or [])]
+        texts: list[Any] = [*_lines(folder, row["txt"]), *(row["captions"] or [])]
         texts += take_captions(sidecar)
         extra |= sidecar
         found_url = extra.pop("url", None)
@@ -332,10 +350,10 @@ def _check_inside(path: str) -> None:
         raise Rejection("bad_path", f"{path!r}: not a path inside the folder")
 
 
-def _lines(folder: Place, path: str, present: bool) -> Iterable[bytes]:
+def _lines(folder: Place, text: bytes | None) -> Iterable[bytes]:
     """The .txt's lines, each a caption of its own."""
-    if not present:
+    if text is None:
         return ()
-    stem = posixpath.splitext(path)[0]
-    data = read_file(folder / f"{stem}.txt", f"{stem}.txt", _SMALL)
+    path = os.fsdecode(text)
+    data = read_file(folder / path, path, _SMALL)
     return data.removeprefix(b"\xef\xbb\xbf").replace(b"\r", b"\n").split(b"\n")

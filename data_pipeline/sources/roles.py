@@ -84,7 +84,7 @@ def find_roles(
         path=one("path", _PATH, _is_text),
         image=one("image", _BYTES, _is_bytes),
         url=one("url", _URL, _is_text),
-        key=one("key", KEYS, lambda kind: _is_text(kind) or pa.types.is_integer(kind)),
+        key=one("key", KEYS, _is_key),
         sidecar=first(("json",), _is_text),
         hashes={name: column for name in _HASHES if (column := first((name,), _is_text))},
     )
@@ -102,11 +102,26 @@ def find_roles(
     return roles
 
 
+def key_column(schema: pa.Schema) -> str | None:
+    """The column whose values would be keys."""
+    names = {name.lower(): name for name in reversed(schema.names)}
+    fitting = (names[k] for k in KEYS if k in names and _is_key(schema.field(names[k]).type))
+    return next(fitting, None)
+
+
+def text_names(named: ColumnsConfig) -> tuple[set[str], set[str]]:
+    """Lower names of the columns that are text whatever they hold, and those of captions."""
+    captions = {*CAPTION, *(name.lower() for name in named.captions)}
+    given = {name.lower() for name in (named.path, named.url, named.key) if name}
+    return TEXT | captions | given, captions
+
+
 def _named(schema: pa.Schema, where: str, field: str, name: str, fits: Any) -> str:
     if name not in schema.names or name == texts.BAD:
         raise UserError(f"columns.{field}: got {name!r}, {where} has {_names(schema)}")
     if not fits(schema.field(name).type):
-        raise UserError(f"columns.{field}: {name!r} of {where} is {schema.field(name).type}")
+        kind, expected = schema.field(name).type, "bytes" if field == "image" else "text"
+        raise UserError(f"columns.{field}: {name!r} of {where} is {kind}, expected {expected}")
     return name
 
 
@@ -139,6 +154,10 @@ def _is_caption(kind: pa.DataType) -> bool:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return True
     return _is_text(kind) or _is_text_list(kind)
+
+
+def _is_key(kind: pa.DataType) -> bool:
+    return _is_text(kind) or pa.types.is_integer(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -21,7 +21,6 @@ from data_pipeline.schema.dataset import ClipInfo
 Kind = Literal["pairs", "tar", "table", "embeddings", "retry", "broken"]
 MAX_CAPTION_BYTES = 1 << 20
 LISTING_ROWS = 1000  # rows of a listing's row group
-INFER_ROWS = 256  # rows whose json is read for the types of its keys
 READS = 16  # of objects in a store at once: each waits much longer than it works
 _LARGE = 8 << 20  # bytes of a picture that is read alone
 

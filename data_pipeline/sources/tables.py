@@ -25,15 +25,13 @@ from data_pipeline.sources import img2dataset, texts
 from data_pipeline.sources.files import read_file, store_tag
 from data_pipeline.sources.roles import (
     BY_NAME,
-    CAPTION,
-    TEXT,
     Roles,
     expected_hashes,
     find_roles,
     other_columns,
+    text_names,
 )
 from data_pipeline.sources.source import (
-    INFER_ROWS,
     Source,
     ahead,
     clean_captions,
@@ -54,9 +52,9 @@ def load_table(path: Place, named: ColumnsConfig = BY_NAME) -> pa.Table:
     Raises:
         UserError: the file cannot be read as what its name says.
     """
-    if path.suffix != ".parquet":
+    if path.suffix.lower() != ".parquet":
         used = partial(_used, str(path), named, False)
-        schema, rows = texts.blocks(path, TEXT, set(CAPTION), used)
+        schema, rows = texts.blocks(path, *text_names(named), used)
         return pa.Table.from_batches(rows, schema)
     try:
         return read_table(path)
@@ -70,11 +68,11 @@ def scan(path: Place, name: str, listing: Place, named: ColumnsConfig = BY_NAME)
     Raises:
         UserError: it cannot be read, or lacks a column for captions or pictures.
     """
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         table, print_ = str(path.absolute()), parquet_fingerprint(path)
     else:
         used = partial(_used, str(path), named, True)
-        table = write_listing(listing, *texts.blocks(path, TEXT, set(CAPTION), used))
+        table = write_listing(listing, *texts.blocks(path, *text_names(named), used))
         print_ = sha256_file(path)
     try:
         with open_parquet(table) as file:
@@ -84,7 +82,7 @@ def scan(path: Place, name: str, listing: Place, named: ColumnsConfig = BY_NAME)
     roles = find_roles(schema, str(path), named=named)
     extra = other_columns(schema, roles)
     if roles.sidecar:
-        extra = columns.union([extra, _infer_sidecar(table, roles.sidecar)])
+        extra = columns.union([extra, columns.infer(_sidecars(table, rows, roles.sidecar))])
     return Source("table", name, str(path.absolute()), rows, print_, table, extra, columns=named)
 
 
@@ -111,15 +109,14 @@ def parquet_fingerprint(path: Place) -> str:
         raise UserError(f"{path}: {error.strerror}") from error
 
 
-def _infer_sidecar(table: str, column: str) -> pa.Schema:
-    objects = []
-    for batch in table_rows(table, 0, INFER_ROWS, [column]):
+def _sidecars(table: str, rows: int, column: str) -> Iterator[dict[str, Any]]:
+    """What the objects in a column of JSON become columns of; a row that has none will say so."""
+    for batch in table_rows(table, 0, rows, [column]):
         for value in values(batch, column):
             try:
-                objects.append(without_captions(parse_sidecar(value or "{}", column)))
+                yield without_captions(parse_sidecar(value or "{}", column))
             except Rejection:
                 continue
-    return columns.infer(objects)
 
 
 def values(batch: pa.RecordBatch, name: str) -> list[Any]:
@@ -250,6 +247,9 @@ def _picture(source: Source, roles: Roles, row: dict[str, Any], max_bytes: int) 
     if not isinstance(path, str) or not path or "\0" in path:
         told = img2dataset.why_not(row) or "the row names no picture"
         raise Rejection("no_image" if not path else "bad_path", told)
+    if path.startswith(("http://", "https://")):
+        hint = f"name its column: columns.url={roles.path}"
+        raise Rejection("bad_path", f"{path}: an address, no path; {hint}")
     try:
         return read_file(beside(place(source.path), path), path, max_bytes)
     except ValueError as error:

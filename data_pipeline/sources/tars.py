@@ -19,7 +19,6 @@ from data_pipeline.row import Rejection, Row
 from data_pipeline.sources.files import store_tag
 from data_pipeline.sources.headers import Damaged, members
 from data_pipeline.sources.source import (
-    INFER_ROWS,
     Source,
     as_text,
     clean_captions,
@@ -61,7 +60,8 @@ def scan(path: Place, name: str, listing: Place) -> Source:
             raise UserError(f"{path}: a compressed tar cannot be read in part; gunzip it first")
     status = path.stat()
     digest = hashlib.sha256(f"{status.st_size} {store_tag(path)}".encode())
-    samples = _index(path, status.st_size, digest.update)
+    types = columns.Types()
+    samples = _index(path, status.st_size, digest.update, types)
     table = pa.table(
         {
             "key": pa.array([sample.key for sample in samples], pa.string()),
@@ -78,15 +78,20 @@ def scan(path: Place, name: str, listing: Place) -> Source:
         rows=len(samples),
         fingerprint=digest.hexdigest(),
         table=write_listing(listing, table.schema, table.to_batches()),
-        extra=_infer(path, samples),
+        extra=types.schema(),
     )
 
 
-def _index(path: Place, size: int, tell: Callable[[bytes], None]) -> list[_Sample]:
+def _index(
+    path: Place, size: int, tell: Callable[[bytes], None], types: columns.Types
+) -> list[_Sample]:
     """All samples by header; a damaged end becomes a last sample that says so.
 
-    What texts and sidecars hold is told as well: they lie beside the headers.
+    What texts and sidecars hold is told as well, and of which types that is: they lie beside the
+    headers.
     """
+    if size == 0:
+        raise UserError(f"{path}: is empty")
     samples: list[_Sample] = []
     try:
         with _opened(path) as file:
@@ -101,7 +106,10 @@ def _index(path: Place, size: int, tell: Callable[[bytes], None]) -> list[_Sampl
                 )
                 if extension in (*_TEXTS, "json") and member.size <= _SMALL:
                     file.seek(member.offset)
-                    tell(file.read(member.size))
+                    data = file.read(member.size)
+                    tell(data)
+                    if extension == "json":
+                        _add_types(types, data)
                 if member.offset + member.size > size:
                     samples[-1].broken = f"the tar ends inside {member.name}"
     except Damaged as error:
@@ -124,16 +132,11 @@ def _split(name: str) -> tuple[str, str]:
     return posixpath.join(folder, stem), extension.lower()
 
 
-def _infer(path: Place, samples: list[_Sample]) -> pa.Schema:
-    objects = []
-    with parts_of(path, _HEADERS) as part:
-        for sample in samples[:INFER_ROWS]:
-            try:
-                data = _member(part, sample.members, ("json",), _SMALL)
-                objects.append(without_captions(parse_sidecar(data or b"{}", sample.key)))
-            except Rejection:
-                continue
-    return columns.infer(objects)
+def _add_types(types: columns.Types, data: bytes) -> None:
+    try:
+        types.add(without_captions(parse_sidecar(data, "json")))
+    except Rejection:  # its row will say so
+        return
 
 
 def _member(

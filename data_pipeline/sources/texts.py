@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from base.errors import UserError
+from base.errors import UserError, one_line
 from base.places import Place
 from data_pipeline import columns
 from data_pipeline.row import utf8
@@ -40,7 +40,7 @@ FindUsed = Callable[[pa.Schema], Used]
 
 def kind_of(path: Place) -> str:
     """The suffix that says what a file is, also when it is packed: .csv of a.csv.gz."""
-    name = PurePath(path.name)
+    name = PurePath(path.name.lower())
     return name.with_suffix("").suffix if name.suffix in PACKED else name.suffix
 
 
@@ -68,7 +68,7 @@ def blocks(
 
 def cannot_be_read(path: Place, error: Exception) -> UserError:
     """One line for what a library says."""
-    return UserError(f"{path}: cannot be read ({' '.join(str(error).split())})")
+    return UserError(f"{path}: cannot be read ({one_line(error)})")
 
 
 def _csv(path: Place, text: set[str]) -> Blocks:
@@ -160,7 +160,7 @@ def _objects(path: Place) -> Iterator[dict[str, Any] | str]:
                 elif line.strip():
                     yield _object(line)
         except CutShort as error:
-            yield f"broken_source: {' '.join(str(error).split())}"
+            yield f"broken_source: {one_line(error)}"
 
 
 def _pass_line(file: BinaryIO) -> None:
