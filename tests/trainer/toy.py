@@ -106,11 +106,13 @@ class ToyObjective:
         if batch.image is not None and batch.tokens is not None:
             x = x + batch.image.float().mean((1, 2, 3))[:, None] / 255
             x = x + batch.tokens.float().mean(1)[:, None] / 49408
+        loss = (model(x) - batch.image_embedding).square().mean(1)
+        if loss.is_meta:  # faults hang on values
+            return loss
         if self.config.delay:
             time.sleep(self.config.delay)
         if set(batch.positions.tolist()) & set(self.config.stop_at):
             signal.raise_signal(signal.SIGTERM)
-        loss = (model(x) - batch.image_embedding).square().mean(1)
         bad = torch.isin(batch.positions, torch.tensor(self.config.poison, dtype=torch.int64))
         if self.config.poison_from is not None:
             bad |= batch.positions >= self.config.poison_from
