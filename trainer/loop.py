@@ -15,7 +15,7 @@ import torch
 
 from base.errors import Stopped, UserError
 from base.hashing import stable_hash
-from base.lease import Lease
+from base.lease import Lease, require_held
 from base.progress import Progress
 from base.stop import StopFlag
 from trainer.checkpoint.read import newest_checkpoint
@@ -24,6 +24,7 @@ from trainer.config import AnyTrainConfig
 from trainer.engine.base import StepStats
 from trainer.engine.open import micro_batches, open_engine
 from trainer.engine.processes import environment_rank, environment_world_size, local_device
+from trainer.guards.divergence import Divergence
 from trainer.loader.catalogue import Catalogue
 from trainer.loader.plan import Plan
 from trainer.loader.steps import Loader
@@ -57,7 +58,7 @@ def train(config: AnyTrainConfig) -> TrainResult:
 
     Raises:
         UserError: the config, the data or the folder do not fit.
-        Diverged: no finite loss for 20 steps in a row; the last checkpoint stays.
+        Diverged: the loss was lost, and no return to a checkpoint helps; the last one stays.
         Stopped: stopped on request by the system; KeyboardInterrupt: from the keyboard.
     """
     with ExitStack() as stack:
@@ -123,25 +124,29 @@ def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
 
 def _run(session: Session, stop: StopFlag) -> None:
     """Take steps until the run's samples are seen or somebody asks to stop."""
-    config, state = session.config, session.state
+    config = session.config
     size, total = config.train.batch, config.train.samples
     log_every = config.train.log_every or max(total // _LINES, size)
     save_every = config.train.checkpoint_every or sys.maxsize
+    divergence = Divergence(session, _warn)
     pictures = ProgressPictures(config, session.objective, session.engine.device)
 
     def save_and_show() -> None:
-        if session.saved_at == state.samples:
+        samples = session.state.samples
+        if session.saved_at == samples:
             return
         session.save()
-        if metrics is not None and (picture := pictures.draw(state.samples)) is not None:
-            metrics.show(picture, state.samples)
+        if metrics is not None and (picture := pictures.draw(samples)) is not None:
+            metrics.show(picture, samples)
 
     with _metrics(session) as metrics, _loader(session) as loader, _bar(session) as bar:
         last = time.monotonic()
         for batches in loader:
-            rate = learning_rate(config.optim, state.samples + size, total)
-            stats = session.step(batches, rate, _requests(stop))
+            state = session.state
             before = state.samples
+            rate = learning_rate(config.optim, before + size, total)
+            stats = session.step(batches, rate, _requests(stop))
+            require_held(config.out)
             session.count(stats)
             now = time.monotonic()
             state.pass_time(now - last, loader.take_waited())
@@ -152,11 +157,12 @@ def _run(session: Session, stop: StopFlag) -> None:
                 window = state.take_window()
                 if metrics is not None:
                     metrics.write(state, window, rate)
+            divergence.look(stats)
             if stats.sums[1]:
                 session.save()
                 _stop(stats, config.out)
-            if _crossed(before, state.samples, save_every):
-                save_and_show()
+            if _crossed(before, state.samples, save_every) and not state.skipped_in_row:
+                save_and_show()  # among steps that change nothing the checkpoint before stays
         save_and_show()
 
 

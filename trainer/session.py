@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from base.errors import Diverged, UserError
+from base.errors import UserError
 from base.hashing import stable_hash
 from trainer.batch import Batch
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.read import Checkpoint, SliceReader, newest_checkpoint, open_checkpoint
-from trainer.checkpoint.write import Snapshot, adopt, save_checkpoint
+from trainer.checkpoint.read import (
+    Checkpoint,
+    SliceReader,
+    faults,
+    newest_checkpoint,
+    open_checkpoint,
+)
+from trainer.checkpoint.write import Snapshot, adopt, complete_checkpoints, save_checkpoint
 from trainer.config import AnyTrainConfig
 from trainer.ema import Ema
 from trainer.engine.base import Engine, Flat, StepStats, fill
@@ -21,8 +28,6 @@ from trainer.objectives.base import Objective
 from trainer.record import require_same_run
 from trainer.rng import SampleRandom
 from trainer.state import TrainState
-
-MOST_SKIPPED = 20  # steps in a row without a finite loss and gradient
 
 
 class Session:
@@ -41,6 +46,7 @@ class Session:
         self.state = TrainState(config.seed)
         self.ema = Ema(engine.flats(), config.ema)
         self.saved_at: int | None = None  # samples of the last checkpoint
+        self._own_loss = torch.zeros(())
 
     def resume(self, warn: Callable[[str], None]) -> int | None:
         """Go on from the newest whole checkpoint; its samples, or None when there is none.
@@ -59,6 +65,53 @@ class Session:
             return None
         self._restore(open_checkpoint(folder))
         return self.saved_at
+
+    def roll_back(self, warn: Callable[[str], None]) -> int | None:
+        """Go back to the newest checkpoint of good health, leave out the data since, and save.
+
+        The save is what a run that is killed afterwards remembers it by. Gives the checkpoint's
+        samples; None when there is none, and nothing has changed.
+        """
+        folder = None
+        if self.engine.rank == 0:
+            folder = self._newest_of_good_health(warn)
+        folder = self.engine.gather(folder)[0]
+        if folder is None:
+            return None
+        passed = self.state
+        self._restore(open_checkpoint(folder))
+        found = self.state.samples
+        self.state.leave_out_until(passed, self.epoch_size)
+        self.save()
+        return found
+
+    def _newest_of_good_health(self, warn: Callable[[str], None]) -> Path | None:
+        """The newest whole checkpoint that was not taken amid steps that changed nothing.
+
+        One of the schedule if there is any: an uninterrupted run has no others.
+        """
+        spare = None
+        for folder in reversed(complete_checkpoints(self.config.out)):
+            try:
+                checkpoint = open_checkpoint(folder)
+                problems = faults(checkpoint)
+                if not problems and checkpoint.state().skipped_in_row == 0:
+                    if self._is_scheduled(checkpoint.state()):
+                        return folder
+                    spare = spare or folder
+            except UserError as error:
+                problems = [str(error)]
+            for problem in problems[:1]:
+                warn(f"checkpoint {folder.name} is damaged and passed over: {problem}")
+        return spare
+
+    def _is_scheduled(self, state: TrainState) -> bool:
+        """Whether a run that nobody stops has a checkpoint here."""
+        if state.rollbacks and state.rollbacks[-1].at == state.samples:
+            return True
+        train = self.config.train
+        every = train.checkpoint_every
+        return every is not None and state.samples % every < train.batch
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         require_same_run(self.facts, checkpoint.manifest.facts, self.config.out)
@@ -100,6 +153,7 @@ class Session:
             loss = engine.forward(lambda: self._loss(batch, context, index) / size)  # noqa: B023
             engine.backward(loss)
             total += loss.detach()
+        self._own_loss = total
         asked = torch.tensor(requests, dtype=torch.float32).to(engine.device, non_blocking=True)
         return engine.step(rate, torch.cat([total.reshape(1), asked]))
 
@@ -108,12 +162,12 @@ class Session:
         random = SampleRandom(self.state.seed, batch.positions)
         return self.objective.loss(self.engine.module, batch, random, context, index).sum()
 
-    def count(self, stats: StepStats) -> None:
-        """Bring average and progress up to date with a step.
+    def own_loss(self) -> float:
+        """This rank's part of the last step's loss; waits for the device."""
+        return self._own_loss.item()
 
-        Raises:
-            Diverged: too many steps in a row changed nothing.
-        """
+    def count(self, stats: StepStats) -> None:
+        """Bring average and progress up to date with a step."""
         state, size = self.state, self.config.train.batch
         if stats.applied:
             self.ema.update(state.ema_updates)
@@ -124,11 +178,6 @@ class Session:
         else:
             state.skip(size)
         state.advance(size, self.epoch_size)
-        if state.skipped_in_row >= MOST_SKIPPED:
-            raise Diverged(
-                f"{self.config.out}: loss or gradient was not finite for {MOST_SKIPPED} steps in "
-                f"a row, up to {state.samples} samples; lower optim.lr or look at the data"
-            )
 
 
 def _seed_layers(seed: int, device: torch.device) -> None:

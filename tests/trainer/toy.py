@@ -52,6 +52,7 @@ class ToyObjectiveConfig:
     pictures: bool = False
     poison: tuple[int, ...] = ()  # positions whose loss is NaN
     poison_from: int | None = None
+    spikes: tuple[int, ...] = ()  # positions whose loss is a thousand times as large
     stop_at: tuple[int, ...] = ()  # positions at which the process asks itself to stop
     delay: float = 0.0  # seconds a micro-batch
 
@@ -116,7 +117,8 @@ class ToyObjective:
         bad = torch.isin(batch.positions, torch.tensor(self.config.poison, dtype=torch.int64))
         if self.config.poison_from is not None:
             bad |= batch.positions >= self.config.poison_from
-        return torch.where(bad, torch.nan, loss)
+        high = torch.isin(batch.positions, torch.tensor(self.config.spikes, dtype=torch.int64))
+        return torch.where(bad, torch.nan, torch.where(high, 1000 * loss, loss))
 
 
 def register() -> None:
