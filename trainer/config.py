@@ -85,6 +85,21 @@ class EmaConfig(Config):
     warmup: Annotated[float, Field(ge=0)] = 10.0  # decay <= (1 + u) / (warmup + u); 0: none
 
 
+class WandbConfig(Config):
+    """Weights & Biases: the package is the extra `wandb`."""
+
+    project: str
+    mode: Literal["online", "offline"] = "online"
+
+
+class LogConfig(Config):
+    """Where a run's numbers go beside metrics.jsonl and TensorBoard."""
+
+    peak_tflops: Weight | None = None  # of a device, for MFU; None: by its name, where it is known
+    wandb: WandbConfig | None = None
+    prometheus_port: Annotated[int, Field(ge=0, le=65535)] | None = None  # of the first rank
+
+
 class GuardConfig(Config):
     """What a run does about a loss that blows up; docs/guards.md gives the reasons."""
 
@@ -108,6 +123,7 @@ class TrainConfig(Config, Generic[ModelT, ObjectiveT]):
     train: LoopConfig
     ema: EmaConfig = EmaConfig()
     guards: GuardConfig = GuardConfig()
+    log: LogConfig = LogConfig()
 
 
 AnyTrainConfig = TrainConfig[Any, Any]

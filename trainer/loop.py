@@ -30,11 +30,13 @@ from trainer.loader.plan import Plan
 from trainer.loader.steps import Loader
 from trainer.metrics import Metrics
 from trainer.optim import learning_rate
+from trainer.outlets.open import open_outlets
+from trainer.planning.speed import Speed
 from trainer.record import require_fitting_data, require_same_run, run_facts, write_record
 from trainer.sampling.progress import ProgressPictures
 from trainer.session import Session
 from trainer.stages import STAGES, Parts
-from trainer.state import TrainState
+from trainer.state import TrainState, Window
 
 _LINES = 200  # of metrics in a run, when the config does not say
 
@@ -129,6 +131,7 @@ def _run(session: Session, stop: StopFlag) -> None:
     log_every = config.train.log_every or max(total // _LINES, size)
     save_every = config.train.checkpoint_every or sys.maxsize
     divergence = Divergence(session, _warn)
+    speed = Speed(config, session.engine) if session.engine.rank == 0 else None
     pictures = ProgressPictures(config, session.objective, session.engine.device)
 
     def save_and_show() -> None:
@@ -139,7 +142,8 @@ def _run(session: Session, stop: StopFlag) -> None:
         if metrics is not None and (picture := pictures.draw(samples)) is not None:
             metrics.show(picture, samples)
 
-    with _metrics(session) as metrics, _loader(session) as loader, _bar(session) as bar:
+    # The loader first, so that no worker is forked beside an outlet's thread.
+    with _loader(session) as loader, _metrics(session) as metrics, _bar(session) as bar:
         last = time.monotonic()
         for batches in loader:
             state = session.state
@@ -155,8 +159,8 @@ def _run(session: Session, stop: StopFlag) -> None:
                 bar.advance(size, loss=stats.sums[0], lr=rate)
             if _crossed(before, state.samples, log_every) or state.samples >= total:
                 window = state.take_window()
-                if metrics is not None:
-                    metrics.write(state, window, rate)
+                if metrics is not None and speed is not None:
+                    metrics.write(state, window, rate, _more(session, speed, window))
             divergence.look(stats)
             if stats.sums[1]:
                 session.save()
@@ -187,7 +191,14 @@ def _metrics(session: Session) -> AbstractContextManager[Metrics | None]:
     """The run's metrics, on the first rank."""
     if session.engine.rank != 0:
         return nullcontext(None)
-    return Metrics(session.config.out, session.state.samples)
+    start = session.state.samples
+    return Metrics(session.config.out, start, open_outlets(session.config, start))
+
+
+def _more(session: Session, speed: Speed, window: Window) -> dict[str, float | None]:
+    """What a line of metrics tells beside the window's sums."""
+    decay = session.ema.decay(session.state.ema_updates)
+    return {"ema_decay": decay, **speed.numbers(window.samples_per_second)}
 
 
 def _bar(session: Session) -> AbstractContextManager[Progress | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from trainer.engine.base import Engine, Flat, StepStats, fill
 from trainer.objectives.base import Objective
 from trainer.record import require_same_run
 from trainer.rng import SampleRandom
-from trainer.state import TrainState
+from trainer.state import BUCKETS, TrainState
 
 
 class Session:
@@ -130,6 +131,7 @@ class Session:
         """Write a checkpoint, unless there is one of this very moment."""
         if self.saved_at == self.state.samples:
             return
+        begun = time.monotonic()
         snapshot = Snapshot(
             flats=self.ema.attach(self.engine.flats()),
             fixed=_fixed(self.engine.module),
@@ -138,29 +140,39 @@ class Session:
         )
         save_checkpoint(self.config.out, self.engine, snapshot, self.config.train.keep)
         self.saved_at = self.state.samples
+        self.state.window.stalled += time.monotonic() - begun
 
     def step(self, batches: Sequence[Batch], rate: float, requests: Sequence[float]) -> StepStats:
         """One optimizer step over this rank's micro-batches.
 
-        `sums` of the result: the global batch's mean loss, then `requests` summed over ranks.
+        `sums` of the result: the global batch's mean loss, then `requests` summed over ranks, then
+        what `Window.add` takes as `by_time`.
         """
         engine, objective, size = self.engine, self.objective, self.config.train.batch
         _seed_layers(stable_hash(self.state.seed, self.state.samples, engine.rank), engine.device)
         local = [batch.to(engine.device) for batch in batches]
         context = engine.forward(lambda: objective.begin(engine.module, local))
         total = torch.zeros((), device=engine.device)
+        by_time = torch.zeros(2, BUCKETS, device=engine.device)
         for index, batch in enumerate(local):
-            loss = engine.forward(lambda: self._loss(batch, context, index) / size)  # noqa: B023
+            loss = engine.forward(lambda: self._loss(batch, context, index, by_time) / size)  # noqa: B023
             engine.backward(loss)
             total += loss.detach()
         self._own_loss = total
         asked = torch.tensor(requests, dtype=torch.float32).to(engine.device, non_blocking=True)
-        return engine.step(rate, torch.cat([total.reshape(1), asked]))
+        return engine.step(rate, torch.cat([total.reshape(1), asked, by_time.flatten()]))
 
-    def _loss(self, batch: Batch, context: object | None, index: int) -> Tensor:
-        """The sum of a micro-batch's losses."""
+    def _loss(self, batch: Batch, context: object | None, index: int, by_time: Tensor) -> Tensor:
+        """The sum of a micro-batch's losses; `by_time` is told when in the diffusion they are."""
         random = SampleRandom(self.state.seed, batch.positions)
-        return self.objective.loss(self.engine.module, batch, random, context, index).sum()
+        losses = self.objective.loss(self.engine.module, batch, random, context, index)
+        times = self.objective.times(random)
+        if times is not None:
+            parts = torch.arange(BUCKETS, device=times.device)
+            here = (times * BUCKETS).long()[:, None] == parts  # [B, parts]
+            by_time[0] += torch.where(here, losses.detach()[:, None], 0.0).sum(0)
+            by_time[1] += here.sum(0)
+        return losses.sum()
 
     def own_loss(self) -> float:
         """This rank's part of the last step's loss; waits for the device."""
@@ -174,7 +186,7 @@ class Session:
             state.ema_updates += 1
             state.steps += 1
             state.skipped_in_row = 0
-            state.window.add(size, stats.sums[0], stats.grad_norm)
+            state.window.add(size, stats.sums[0], stats.grad_norm, stats.sums[-2 * BUCKETS :])
         else:
             state.skip(size)
         state.advance(size, self.epoch_size)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from base.errors import UserError
 
 _LATER = {"epoch", "rollbacks", "recent"}  # fields that the first checkpoints do not have
+
+
+BUCKETS = 4  # equal parts of the diffusion's time, whose losses are told apart
 
 
 @dataclass
@@ -20,13 +24,29 @@ class Window:
     grad_norm: float = 0.0  # sum over applied steps
     seconds: float = 0.0
     waited: float = 0.0  # seconds spent waiting for the loader
+    stalled: float = 0.0  # seconds spent waiting for checkpoints
+    by_time: list[float] = field(default_factory=lambda: [0.0] * 2 * BUCKETS)  # losses, samples
 
-    def add(self, samples: int, loss: float, grad_norm: float) -> None:
-        """Count an applied step; `loss` is the mean over its samples."""
+    def add(self, samples: int, loss: float, grad_norm: float, by_time: Sequence[float]) -> None:
+        """Count an applied step; `loss` is the mean over its samples.
+
+        `by_time`: the sum of losses in each part of the diffusion's time, then how many they are.
+        """
         self.steps += 1
         self.samples += samples
         self.loss += loss * samples
         self.grad_norm += grad_norm
+        self.by_time = [old + new for old, new in zip(self.by_time, by_time, strict=True)]
+
+    @property
+    def samples_per_second(self) -> float:
+        """Applied samples in the time of the window."""
+        return self.samples / max(self.seconds, 1e-9)
+
+    def losses_by_time(self) -> list[float | None]:
+        """The mean loss in each part of the diffusion's time; None where there is no sample."""
+        sums, counts = self.by_time[:BUCKETS], self.by_time[BUCKETS:]
+        return [s / n if n else None for s, n in zip(sums, counts, strict=True)]
 
 
 class Rollback(NamedTuple):

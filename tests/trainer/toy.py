@@ -120,6 +120,9 @@ class ToyObjective:
         high = torch.isin(batch.positions, torch.tensor(self.config.spikes, dtype=torch.int64))
         return torch.where(bad, torch.nan, torch.where(high, 1000 * loss, loss))
 
+    def times(self, random: SampleRandom) -> Tensor:
+        return random.uniform("time")
+
 
 def register() -> None:
     """Make the toy a stage of this process."""
