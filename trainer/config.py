@@ -107,6 +107,7 @@ class GuardConfig(Config):
     spike_z: Weight | None = None  # deviations above the median of the last losses; None: any
     spike_window: Annotated[int, Field(ge=8)] = 128  # applied steps that a loss is compared with
     rollbacks: Count = 3  # in all; the next trouble ends the run
+    hang_after_s: Weight = 600.0  # without a move a rank is named, and leaves its stacks
 
 
 class TrainConfig(Config, Generic[ModelT, ObjectiveT]):

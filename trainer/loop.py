@@ -24,7 +24,11 @@ from trainer.config import AnyTrainConfig
 from trainer.engine.base import StepStats
 from trainer.engine.open import micro_batches, open_engine
 from trainer.engine.processes import environment_rank, environment_world_size, local_device
+from trainer.guards.disk import Disk
 from trainer.guards.divergence import Divergence
+from trainer.guards.heartbeat import Heartbeat
+from trainer.guards.stragglers import Stragglers
+from trainer.guards.watch import Watch
 from trainer.loader.catalogue import Catalogue
 from trainer.loader.plan import Plan
 from trainer.loader.steps import Loader
@@ -130,7 +134,7 @@ def _run(session: Session, stop: StopFlag) -> None:
     size, total = config.train.batch, config.train.samples
     log_every = config.train.log_every or max(total // _LINES, size)
     save_every = config.train.checkpoint_every or sys.maxsize
-    divergence = Divergence(session, _warn)
+    divergence, stragglers = Divergence(session, _warn), Stragglers(session.engine)
     speed = Speed(config, session.engine) if session.engine.rank == 0 else None
     pictures = ProgressPictures(config, session.objective, session.engine.device)
 
@@ -138,35 +142,47 @@ def _run(session: Session, stop: StopFlag) -> None:
         samples = session.state.samples
         if session.saved_at == samples:
             return
+        heartbeat.enter("save", samples)
         session.save()
         if metrics is not None and (picture := pictures.draw(samples)) is not None:
             metrics.show(picture, samples)
 
-    # The loader first, so that no worker is forked beside an outlet's thread.
-    with _loader(session) as loader, _metrics(session) as metrics, _bar(session) as bar:
+    # The loader first, so that no worker is forked beside another thread.
+    with (
+        _loader(session) as loader,
+        _metrics(session) as metrics,
+        _bar(session) as bar,
+        _heartbeat(session) as heartbeat,
+    ):
         last = time.monotonic()
+        heartbeat.enter("loader", session.state.samples)
         for batches in loader:
             state = session.state
             before = state.samples
             rate = learning_rate(config.optim, before + size, total)
-            stats = session.step(batches, rate, _requests(stop))
+            waited = loader.take_waited()
+            heartbeat.enter("step", before, waited)
+            asked = [*_requests(stop), *stragglers.own(waited + session.forward_seconds)]
+            stats = session.step(batches, rate, asked)
             require_held(config.out)
             session.count(stats)
+            stragglers.add(stats.sums[3:])
             now = time.monotonic()
-            state.pass_time(now - last, loader.take_waited())
+            state.pass_time(now - last, waited)
             last = now
             if bar is not None:
                 bar.advance(size, loss=stats.sums[0], lr=rate)
             if _crossed(before, state.samples, log_every) or state.samples >= total:
-                window = state.take_window()
+                window, slow = state.take_window(), stragglers.take()
                 if metrics is not None and speed is not None:
-                    metrics.write(state, window, rate, _more(session, speed, window))
+                    metrics.write(state, window, rate, {**_more(session, speed, window), **slow})
             divergence.look(stats)
             if stats.sums[1]:
                 session.save()
                 _stop(stats, config.out)
             if _crossed(before, state.samples, save_every) and not state.skipped_in_row:
                 save_and_show()  # among steps that change nothing the checkpoint before stays
+            heartbeat.enter("loader", state.samples)
         save_and_show()
 
 
@@ -208,6 +224,17 @@ def _bar(session: Session) -> AbstractContextManager[Progress | None]:
         return nullcontext(None)
     name = config.out.absolute().name
     return Progress(name, config.train.samples, "samples", session.state.samples)
+
+
+def _heartbeat(session: Session) -> Heartbeat:
+    """Tells where this rank is; on the first one, who keeps others waiting, and a full disk."""
+    config, rank = session.config, session.engine.rank
+    patience = config.guards.hang_after_s
+    disk = Disk(session, _warn)
+    if rank != 0:
+        return Heartbeat(config.out, rank, patience)
+    watch = Watch(config.out, session.engine.world_size, patience, _warn)
+    return Heartbeat(config.out, rank, patience, [watch.look, disk.look])
 
 
 def _requests(stop: StopFlag) -> list[float]:

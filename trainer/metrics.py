@@ -54,7 +54,7 @@ class Metrics:
         write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write(
-        self, state: TrainState, window: Window, rate: float, more: Mapping[str, float | None]
+        self, state: TrainState, window: Window, rate: float, more: Mapping[str, Any]
     ) -> None:
         """Append a stretch of training as a line."""
         line = {
@@ -78,7 +78,7 @@ class Metrics:
         curves = {
             name: value
             for name, value in line.items()
-            if value is not None and name not in _NO_CURVES
+            if isinstance(value, int | float) and name not in _NO_CURVES
         }
         for outlet in self._outlets:
             outlet.write(state.samples, curves)

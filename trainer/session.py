@@ -47,6 +47,7 @@ class Session:
         self.state = TrainState(config.seed)
         self.ema = Ema(engine.flats(), config.ema)
         self.saved_at: int | None = None  # samples of the last checkpoint
+        self.forward_seconds = 0.0  # of the last step, before others are waited for
         self._own_loss = torch.zeros(())
 
     def resume(self, warn: Callable[[str], None]) -> int | None:
@@ -153,9 +154,12 @@ class Session:
         local = [batch.to(engine.device) for batch in batches]
         context = engine.forward(lambda: objective.begin(engine.module, local))
         total = torch.zeros((), device=engine.device)
+        self.forward_seconds = 0.0
         by_time = torch.zeros(2, BUCKETS, device=engine.device)
         for index, batch in enumerate(local):
+            begun = time.perf_counter()
             loss = engine.forward(lambda: self._loss(batch, context, index, by_time) / size)  # noqa: B023
+            self.forward_seconds += time.perf_counter() - begun
             engine.backward(loss)
             total += loss.detach()
         self._own_loss = total
