@@ -105,9 +105,7 @@ def test_a_spike_goes_back_too(dataset: Path, tmp_path: Path) -> None:
     assert high == [132]  # it is seen all the same
 
 
-def test_a_spike_without_a_checkpoint_or_without_a_limit_changes_nothing(
-    dataset: Path, tmp_path: Path
-) -> None:
+def test_without_a_limit_no_spike_is_looked_for(dataset: Path, tmp_path: Path) -> None:
     config = toy.toy_config(dataset, tmp_path / "run", objective={"spikes": [130]}, train=LENGTH)
     assert train(config).skipped == 0
     assert resolve_checkpoint(tmp_path / "run").state().recent == []

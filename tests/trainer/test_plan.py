@@ -14,11 +14,13 @@ import toy
 from stages import CONFIGS, STAGES
 from torch import Tensor
 
+from base.clip_reference import CONFIG_NAME, EXPORT
 from base.errors import UserError
 from trainer.batch import Batch
 from trainer.config import AnyTrainConfig
 from trainer.engine.open import open_engine
 from trainer.loop import build_parts
+from trainer.models.clip import Clip, describe_for_open_clip
 from trainer.planning.alive import Alive
 from trainer.planning.outline import Kind, flops_per_sample, outline
 from trainer.planning.plan import Hardware, make_plan
@@ -108,6 +110,16 @@ def test_every_stage_is_planned_without_its_data_and_its_clip(name: str, kind: K
     assert memory[0].moments == 8 * plan.parameters
     assert memory[1].moments == 8 * ((plan.parameters + 1) // 2)
     assert set(tensors()) <= before  # nothing is allocated
+
+
+def test_a_clip_that_is_there_is_counted_without_its_weights(tmp_path: Path) -> None:
+    clip = load_train_config(CONFIGS / "clip.yaml").model
+    description = tmp_path / "clip" / EXPORT / CONFIG_NAME
+    description.parent.mkdir(parents=True)
+    description.write_text(json.dumps(describe_for_open_clip(clip)))
+    config = load_train_config(CONFIGS / "prior.yaml", [f"clip={tmp_path / 'clip'}"])
+    held = [*Clip(clip).parameters(), *Clip(clip).buffers()]
+    assert make_plan(config, ALONE).frozen == sum(tensor.numel() for tensor in held)
 
 
 def test_flops_are_those_of_the_products() -> None:
