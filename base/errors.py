@@ -14,7 +14,7 @@ class NothingUsable(UserError):
 
 
 class Diverged(UserError):
-    """Training gave no finite loss for too many steps in a row."""
+    """Training lost its loss, and no return to a checkpoint helped."""
 
     exit_code = 4
 

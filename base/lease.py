@@ -21,6 +21,7 @@ from base.stores import StorePath
 
 NAME = "unclip.lock"
 RENEW_SECONDS = 30.0
+_LATE_SECONDS = 2 * RENEW_SECONDS
 _NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
@@ -66,6 +67,21 @@ class Lease:
                 holding.release()
 
 
+def require_held(folder: Anywhere) -> None:
+    """Before a write: end what lost the folder while it was stopped (SIGSTOP, a suspended machine).
+
+    Looks at the lease only when it was not renewed in time, so it may be called at every step. A
+    process that never held the folder, such as a worker of the one that does, is let pass.
+
+    Raises:
+        UserError: somebody else has the folder, or had it since.
+    """
+    with Lease._guard:
+        holding = Lease._held.get(_resolved(place(folder)))
+    if holding is not None and holding.pid == os.getpid():
+        holding.require()
+
+
 def _resolved(folder: Place) -> Place:
     return folder if isinstance(folder, StorePath) else folder.resolve()
 
@@ -74,15 +90,25 @@ class _Holding:
     """One process's hold on one folder, however often it was entered."""
 
     def __init__(self, folder: Place) -> None:
-        self.pid, self.count = os.getpid(), 0
+        self.pid, self.count, self._folder = os.getpid(), 0, folder
         path = folder.absolute() / NAME
         self._record = StoreRecord(path) if isinstance(path, StorePath) else _FileRecord(path)
         self._owner = Owner.me()
         if (other := self._record.take(self._owner)) is not None:
             raise UserError(f"{folder}: in use by {other.describe()}; stop that one or wait")
+        self._lost = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
+
+    def require(self) -> None:
+        if time.time() - self._owner.renewed > _LATE_SECONDS:
+            self._renew_once()
+        if self._lost:
+            raise UserError(
+                f"{self._folder}: taken over by another process while this one, "
+                f"{self._owner.describe()}, was stopped; it writes nothing more"
+            )
 
     def release(self) -> None:
         self._over.set()
@@ -92,10 +118,15 @@ class _Holding:
 
     def _renew(self) -> None:
         while not self._over.wait(RENEW_SECONDS):
-            with suppress(OSError, StoreError):  # a full disk or a silent store must not end us
-                owner = replace(self._owner, renewed=time.time())
-                if self._record.renew(owner):
-                    self._owner = owner
+            self._renew_once()
+
+    def _renew_once(self) -> None:
+        with suppress(OSError, StoreError):  # a full disk or a silent store must not end us
+            owner = replace(self._owner, renewed=time.time())
+            if self._record.renew(owner):
+                self._owner = owner
+            else:
+                self._lost = True
 
 
 class _FileRecord:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from base.ahead import map_ahead
 from base.files import write_json
+from base.lease import require_held
 from base.places import Place
 from base.stores import StorePath
 from data_pipeline.schema.dataset import (
@@ -108,6 +109,7 @@ def publish(root: Place, attempt: Place, commit: Commit, name: str | None = None
 
     False when another attempt was committed before: its bytes stay.
     """
+    require_held(root)
     first = not is_done(root, commit.shard, commit.stage, name)
     if first:
         written = {path.name: path for path in attempt.iterdir()}

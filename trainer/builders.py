@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from base.clip_reference import (
     CONFIG_NAME,
@@ -25,10 +26,14 @@ from trainer.config import AnyTrainConfig
 from trainer.engine.open import resolve_precision
 from trainer.models.clip import (
     Clip,
+    ClipConfig,
+    TextConfig,
     TextEncoder,
+    VisionConfig,
     describe_for_open_clip,
     load_open_clip,
     load_tokenizer,
+    outline_open_clip,
     weights_for_open_clip,
 )
 from trainer.models.decoder import Decoder
@@ -116,6 +121,31 @@ def _locate(clip: str) -> tuple[str, Path | None]:
     )
 
 
+def _outlined(config: AnyTrainConfig, clip: str) -> TextEncoder:
+    """A text encoder's shapes; of a CLIP that is not there yet those that the model expects."""
+    folder, named = find_export(Path(clip)), split_named(clip)
+    if folder is not None:
+        model = outline_open_clip(f"local-dir:{folder}")
+    elif named is not None:
+        model = outline_open_clip(named[0])
+    else:
+        model = Clip(_assumed_clip(config)).clip.requires_grad_(False)
+    length: Any = model.context_length
+
+    def tokenise(captions: list[str]) -> Tensor:
+        return torch.zeros(len(captions), length, dtype=torch.int64, device="meta")
+
+    return TextEncoder(model, tokenise)
+
+
+def _assumed_clip(config: AnyTrainConfig) -> ClipConfig:
+    width = config.model.text_width
+    length = getattr(config.model, "context_length", 77)
+    text = TextConfig(width, layers=12, heads=max(width // 64, 1), context_length=length)
+    vision = VisionConfig(image_size=32, patch_size=16, width=64, layers=1)
+    return ClipConfig(config.model.embedding_dim, vision, text)
+
+
 def _opposed_captions(opposites: Mapping[str, str]) -> OpposedCaptions | None:
     if not opposites:
         return None
@@ -132,7 +162,8 @@ def _text_encoder(config: AnyTrainConfig, device: torch.device) -> TextEncoder:
         raise UserError(f"clip: missing, expected the CLIP whose captions the {config.stage} reads")
     precision = resolve_precision(config.train, device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    text = load_text_encoder(config.clip).to(device, dtype)
+    load = partial(_outlined, config) if device.type == "meta" else load_text_encoder
+    text = load(config.clip).to(device, dtype)
     wanted = {"model.text_width": text.width, "model.embedding_dim": text.embedding_dim}
     for field, expected in wanted.items():
         got = getattr(config.model, field.partition(".")[2])

@@ -1,4 +1,4 @@
-"""The trainer's commands: train, checkpoint, generate. torch is imported when it is needed."""
+"""The trainer's commands: train, plan, checkpoint, generate. torch is imported when needed."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ Run = Annotated[Path, typer.Argument(help="The RUN folder: `out` of the config."
 At = Annotated[
     int | None, typer.Option("--at", help="Samples seen; without it, the latest checkpoint.")
 ]
+Override = Annotated[
+    list[str] | None, typer.Option("--set", help="A value over the file's: a.b=c.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 
 
@@ -38,9 +41,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 )
 def train(
     config: Annotated[Path, typer.Argument(help="The run's YAML file.")],
-    override: Annotated[
-        list[str] | None, typer.Option("--set", help="A value over the file's: a.b=c.")
-    ] = None,
+    override: Override = None,
     json: Json = False,
 ) -> None:
     """Train one stage; run it again to go on from the last checkpoint.
@@ -57,6 +58,47 @@ def train(
         emit_json(result)
     else:
         typer.echo(f"{result.out}: {result.samples} samples in {result.steps} steps")
+
+
+@app.command(
+    epilog="Examples: `unclip plan configs/tiny/prior.yaml --gpus 8` · "
+    "`unclip plan prior.yaml --gpus 64 --memory 40GB --peak 312 --mfu 0.35 --json`"
+)
+def plan(
+    config: Annotated[Path, typer.Argument(help="The run's YAML file.")],
+    gpus: Annotated[int, typer.Option(min=1, help="Processes, one per GPU.")] = 1,
+    memory: Annotated[str, typer.Option(help="Of each GPU: 80GB, 24GiB.")] = "80GB",
+    mfu: Annotated[float, typer.Option(help="Share of the peak that is reached.")] = 0.4,
+    peak: Annotated[
+        float | None, typer.Option(help="TFLOP/s of each GPU; without it an H100's.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="`cuda` or `cpu`: they attend in other ways.")
+    ] = "cuda",
+    override: Override = None,
+    json: Json = False,
+) -> None:
+    """Memory, FLOPs and days of a run, and whether it fits; reads no data, allocates nothing.
+
+    Bytes of a GPU are told for the one-process engine and for each ZeRO stage.
+    """
+    from trainer.planning.plan import Hardware, make_plan
+    from trainer.planning.show import describe, parse_bytes
+    from trainer.stages import load_train_config
+
+    if not 0 < mfu <= 1:
+        raise UserError(f"--mfu: got {mfu}, expected a share above 0 and up to 1")
+    if peak is not None and peak <= 0:
+        raise UserError(f"--peak: got {peak}, expected TFLOP/s above 0")
+    if device not in ("cuda", "cpu"):
+        raise UserError(f"--device: got {device!r}, expected cuda or cpu")
+    hardware = Hardware(gpus, parse_bytes(memory), mfu, peak, "cpu" if device == "cpu" else "cuda")
+    found = make_plan(load_train_config(config, override or ()), hardware)
+    if json:
+        emit_json(found.to_json())
+        return
+    for line in describe(found):
+        typer.echo(line)
 
 
 @checkpoint_app.command("list", epilog="Example: `unclip checkpoint list runs/prior`")

@@ -85,6 +85,31 @@ class EmaConfig(Config):
     warmup: Annotated[float, Field(ge=0)] = 10.0  # decay <= (1 + u) / (warmup + u); 0: none
 
 
+class WandbConfig(Config):
+    """Weights & Biases: the package is the extra `wandb`."""
+
+    project: str
+    mode: Literal["online", "offline"] = "online"
+
+
+class LogConfig(Config):
+    """Where a run's numbers go beside metrics.jsonl and TensorBoard."""
+
+    peak_tflops: Weight | None = None  # of a device, for MFU; None: by its name, where it is known
+    wandb: WandbConfig | None = None
+    prometheus_port: Annotated[int, Field(ge=0, le=65535)] | None = None  # of the first rank
+
+
+class GuardConfig(Config):
+    """What a run does about a loss that blows up; docs/guards.md gives the reasons."""
+
+    bad_steps: Positive = 20  # in a row without a finite loss and gradient: back to a checkpoint
+    spike_z: Weight | None = None  # deviations above the median of the last losses; None: any
+    spike_window: Annotated[int, Field(ge=8)] = 128  # applied steps that a loss is compared with
+    rollbacks: Count = 3  # in all; the next trouble ends the run
+    hang_after_s: Weight = 600.0  # without a move a rank is named, and leaves its stacks
+
+
 class TrainConfig(Config, Generic[ModelT, ObjectiveT]):
     """One stage's run. `trainer.stages.load_train_config` reads the right kind from a file."""
 
@@ -98,6 +123,8 @@ class TrainConfig(Config, Generic[ModelT, ObjectiveT]):
     optim: OptimConfig = OptimConfig()
     train: LoopConfig
     ema: EmaConfig = EmaConfig()
+    guards: GuardConfig = GuardConfig()
+    log: LogConfig = LogConfig()
 
 
 AnyTrainConfig = TrainConfig[Any, Any]

@@ -15,7 +15,7 @@ import torch
 
 from base.errors import Stopped, UserError
 from base.hashing import stable_hash
-from base.lease import Lease
+from base.lease import Lease, require_held
 from base.progress import Progress
 from base.stop import StopFlag
 from trainer.checkpoint.read import newest_checkpoint
@@ -24,16 +24,23 @@ from trainer.config import AnyTrainConfig
 from trainer.engine.base import StepStats
 from trainer.engine.open import micro_batches, open_engine
 from trainer.engine.processes import environment_rank, environment_world_size, local_device
+from trainer.guards.disk import Disk
+from trainer.guards.divergence import Divergence
+from trainer.guards.heartbeat import Heartbeat
+from trainer.guards.stragglers import Stragglers
+from trainer.guards.watch import Watch
 from trainer.loader.catalogue import Catalogue
 from trainer.loader.plan import Plan
 from trainer.loader.steps import Loader
 from trainer.metrics import Metrics
 from trainer.optim import learning_rate
+from trainer.outlets.open import open_outlets
+from trainer.planning.speed import Speed
 from trainer.record import require_fitting_data, require_same_run, run_facts, write_record
 from trainer.sampling.progress import ProgressPictures
 from trainer.session import Session
 from trainer.stages import STAGES, Parts
-from trainer.state import TrainState
+from trainer.state import TrainState, Window
 
 _LINES = 200  # of metrics in a run, when the config does not say
 
@@ -57,7 +64,7 @@ def train(config: AnyTrainConfig) -> TrainResult:
 
     Raises:
         UserError: the config, the data or the folder do not fit.
-        Diverged: no finite loss for 20 steps in a row; the last checkpoint stays.
+        Diverged: the loss was lost, and no return to a checkpoint helps; the last one stays.
         Stopped: stopped on request by the system; KeyboardInterrupt: from the keyboard.
     """
     with ExitStack() as stack:
@@ -123,40 +130,59 @@ def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
 
 def _run(session: Session, stop: StopFlag) -> None:
     """Take steps until the run's samples are seen or somebody asks to stop."""
-    config, state = session.config, session.state
+    config = session.config
     size, total = config.train.batch, config.train.samples
     log_every = config.train.log_every or max(total // _LINES, size)
     save_every = config.train.checkpoint_every or sys.maxsize
+    divergence, stragglers = Divergence(session, _warn), Stragglers(session.engine)
+    speed = Speed(config, session.engine) if session.engine.rank == 0 else None
     pictures = ProgressPictures(config, session.objective, session.engine.device)
 
     def save_and_show() -> None:
-        if session.saved_at == state.samples:
+        samples = session.state.samples
+        if session.saved_at == samples:
             return
+        heartbeat.enter("save", samples)
         session.save()
-        if metrics is not None and (picture := pictures.draw(state.samples)) is not None:
-            metrics.show(picture, state.samples)
+        if metrics is not None and (picture := pictures.draw(samples)) is not None:
+            metrics.show(picture, samples)
 
-    with _metrics(session) as metrics, _loader(session) as loader, _bar(session) as bar:
+    # The loader first, so that no worker is forked beside another thread.
+    with (
+        _loader(session) as loader,
+        _metrics(session) as metrics,
+        _bar(session) as bar,
+        _heartbeat(session) as heartbeat,
+    ):
         last = time.monotonic()
+        heartbeat.enter("loader", session.state.samples)
         for batches in loader:
-            rate = learning_rate(config.optim, state.samples + size, total)
-            stats = session.step(batches, rate, _requests(stop))
+            state = session.state
             before = state.samples
+            rate = learning_rate(config.optim, before + size, total)
+            waited = loader.take_waited()
+            heartbeat.enter("step", before, waited)
+            asked = [*_requests(stop), *stragglers.own(waited + session.forward_seconds)]
+            stats = session.step(batches, rate, asked)
+            require_held(config.out)
             session.count(stats)
+            stragglers.add(stats.sums[3:])
             now = time.monotonic()
-            state.pass_time(now - last, loader.take_waited())
+            state.pass_time(now - last, waited)
             last = now
             if bar is not None:
                 bar.advance(size, loss=stats.sums[0], lr=rate)
             if _crossed(before, state.samples, log_every) or state.samples >= total:
-                window = state.take_window()
-                if metrics is not None:
-                    metrics.write(state, window, rate)
+                window, slow = state.take_window(), stragglers.take()
+                if metrics is not None and speed is not None:
+                    metrics.write(state, window, rate, {**_more(session, speed, window), **slow})
+            divergence.look(stats)
             if stats.sums[1]:
                 session.save()
                 _stop(stats, config.out)
-            if _crossed(before, state.samples, save_every):
-                save_and_show()
+            if _crossed(before, state.samples, save_every) and not state.skipped_in_row:
+                save_and_show()  # among steps that change nothing the checkpoint before stays
+            heartbeat.enter("loader", state.samples)
         save_and_show()
 
 
@@ -181,7 +207,14 @@ def _metrics(session: Session) -> AbstractContextManager[Metrics | None]:
     """The run's metrics, on the first rank."""
     if session.engine.rank != 0:
         return nullcontext(None)
-    return Metrics(session.config.out, session.state.samples)
+    start = session.state.samples
+    return Metrics(session.config.out, start, open_outlets(session.config, start))
+
+
+def _more(session: Session, speed: Speed, window: Window) -> dict[str, float | None]:
+    """What a line of metrics tells beside the window's sums."""
+    decay = session.ema.decay(session.state.ema_updates)
+    return {"ema_decay": decay, **speed.numbers(window.samples_per_second)}
 
 
 def _bar(session: Session) -> AbstractContextManager[Progress | None]:
@@ -191,6 +224,17 @@ def _bar(session: Session) -> AbstractContextManager[Progress | None]:
         return nullcontext(None)
     name = config.out.absolute().name
     return Progress(name, config.train.samples, "samples", session.state.samples)
+
+
+def _heartbeat(session: Session) -> Heartbeat:
+    """Tells where this rank is; on the first one, who keeps others waiting, and a full disk."""
+    config, rank = session.config, session.engine.rank
+    patience = config.guards.hang_after_s
+    disk = Disk(session, _warn)
+    if rank != 0:
+        return Heartbeat(config.out, rank, patience)
+    watch = Watch(config.out, session.engine.world_size, patience, _warn)
+    return Heartbeat(config.out, rank, patience, [watch.look, disk.look])
 
 
 def _requests(stop: StopFlag) -> list[float]:

@@ -1,39 +1,38 @@
-"""A run's metrics: metrics.jsonl and TensorBoard, cut back to the checkpoint on resume."""
+"""A run's metrics: metrics.jsonl and what shows it, cut back to the checkpoint on resume."""
 
 from __future__ import annotations
 
 import json
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from base.errors import UserError
 from base.files import write_atomic
+from trainer.outlets.base import Outlet
 from trainer.state import TrainState, Window
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 FILE = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
-_CURVES = ("loss", "lr", "grad_norm", "samples_per_second", "waited", "skipped")
+_NO_CURVES = ("samples", "steps", "seconds")
 
 
 class Metrics:
-    """Appends lines to metrics.jsonl, and the same numbers over `samples` to TensorBoard.
+    """Appends lines to metrics.jsonl, and hands the same numbers over `samples` to outlets.
 
-    A line has `samples`, `steps`, `loss` (mean over the stretch), `lr`, `grad_norm` (mean, before
-    clipping), `samples_per_second`, `seconds` (of training, in all), `waited` (share of the time
-    spent waiting for the loader), `skipped` (samples left out so far). What lies after `start`,
-    the samples of the checkpoint that the run goes on from, is dropped: those steps come again.
-    A context manager: TensorBoard's file is written by a thread, which ends with it.
+    A line has `samples`, `steps`, `loss` (mean over the stretch; `loss_t0` … `loss_t3` in each
+    quarter of the diffusion's time), `lr`, `grad_norm` (mean, before clipping),
+    `samples_per_second`, `seconds` (of training, in all), `waited` (share of the time spent waiting
+    for the loader), `stalled` (seconds of the stretch spent waiting for checkpoints), `skipped`
+    (samples left out so far), and what the caller adds. What lies after `start`, the samples of
+    the checkpoint that the run goes on from, is dropped: those steps come again.
+    A context manager: outlets have threads, which end with it.
     """
 
-    def __init__(self, run: Path, start: int) -> None:
-        self._run, self._path, self._start = run, run / FILE, start
+    def __init__(self, run: Path, start: int, outlets: Sequence[Outlet]) -> None:
+        self._path, self._start, self._outlets = run / FILE, start, outlets
 
     def __enter__(self) -> Metrics:
         self._cut()
@@ -45,8 +44,8 @@ class Metrics:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if "_curves" in self.__dict__:
-            self._curves.close()
+        for outlet in self._outlets:
+            outlet.close()
 
     def _cut(self) -> None:
         if not self._path.is_file():
@@ -54,7 +53,9 @@ class Metrics:
         lines = [line for line in _whole_lines(self._path) if line["samples"] <= self._start]
         write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in lines))
 
-    def write(self, state: TrainState, window: Window, rate: float) -> None:
+    def write(
+        self, state: TrainState, window: Window, rate: float, more: Mapping[str, Any]
+    ) -> None:
         """Append a stretch of training as a line."""
         line = {
             "samples": state.samples,
@@ -62,31 +63,30 @@ class Metrics:
             "loss": window.loss / window.samples if window.samples else None,
             "lr": rate,
             "grad_norm": window.grad_norm / window.steps if window.steps else None,
-            "samples_per_second": round(window.samples / max(window.seconds, 1e-9), 2),
+            "samples_per_second": round(window.samples_per_second, 2),
             "seconds": round(state.seconds, 3),
             "waited": round(window.waited / max(window.seconds, 1e-9), 4),
+            "stalled": round(window.stalled, 3),
             "skipped": sum(end - start for start, end in state.skipped),
+            **more,
         }
+        for part, loss in enumerate(window.losses_by_time()):
+            if loss is not None:
+                line[f"loss_t{part}"] = loss
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        for name in _CURVES:
-            if line[name] is not None:
-                self._curves.add_scalar(name, line[name], state.samples)
-        self._curves.flush()
+        curves = {
+            name: value
+            for name, value in line.items()
+            if isinstance(value, int | float) and name not in _NO_CURVES
+        }
+        for outlet in self._outlets:
+            outlet.write(state.samples, curves)
 
     def show(self, picture: Tensor, samples: int) -> None:
-        """Show a picture of the run's progress, uint8 [3, H, W], in TensorBoard."""
-        self._curves.add_image("pictures", picture, samples)
-        self._curves.flush()
-
-    @cached_property
-    def _curves(self) -> SummaryWriter:
-        """Opened with the first line, so that no process is forked beside its thread."""
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-        # TensorBoard drops what earlier files have from `purge_step` on.
-        folder = str(self._run / TENSORBOARD)
-        return SummaryWriter(folder, purge_step=self._start + 1)
+        """Show a picture of the run's progress, uint8 [3, H, W], where pictures are shown."""
+        for outlet in self._outlets:
+            outlet.show(picture, samples)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from base.errors import Diverged, UserError
+from base.errors import UserError
 from base.hashing import stable_hash
 from trainer.batch import Batch
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.read import Checkpoint, SliceReader, newest_checkpoint, open_checkpoint
-from trainer.checkpoint.write import Snapshot, adopt, save_checkpoint
+from trainer.checkpoint.read import (
+    Checkpoint,
+    SliceReader,
+    faults,
+    newest_checkpoint,
+    open_checkpoint,
+)
+from trainer.checkpoint.write import Snapshot, adopt, complete_checkpoints, save_checkpoint
 from trainer.config import AnyTrainConfig
 from trainer.ema import Ema
 from trainer.engine.base import Engine, Flat, StepStats, fill
 from trainer.objectives.base import Objective
 from trainer.record import require_same_run
 from trainer.rng import SampleRandom
-from trainer.state import TrainState
-
-MOST_SKIPPED = 20  # steps in a row without a finite loss and gradient
+from trainer.state import BUCKETS, TrainState
 
 
 class Session:
@@ -41,6 +47,8 @@ class Session:
         self.state = TrainState(config.seed)
         self.ema = Ema(engine.flats(), config.ema)
         self.saved_at: int | None = None  # samples of the last checkpoint
+        self.forward_seconds = 0.0  # of the last step, before others are waited for
+        self._own_loss = torch.zeros(())
 
     def resume(self, warn: Callable[[str], None]) -> int | None:
         """Go on from the newest whole checkpoint; its samples, or None when there is none.
@@ -60,6 +68,53 @@ class Session:
         self._restore(open_checkpoint(folder))
         return self.saved_at
 
+    def roll_back(self, warn: Callable[[str], None]) -> int | None:
+        """Go back to the newest checkpoint of good health, leave out the data since, and save.
+
+        The save is what a run that is killed afterwards remembers it by. Gives the checkpoint's
+        samples; None when there is none, and nothing has changed.
+        """
+        folder = None
+        if self.engine.rank == 0:
+            folder = self._newest_of_good_health(warn)
+        folder = self.engine.gather(folder)[0]
+        if folder is None:
+            return None
+        passed = self.state
+        self._restore(open_checkpoint(folder))
+        found = self.state.samples
+        self.state.leave_out_until(passed, self.epoch_size)
+        self.save()
+        return found
+
+    def _newest_of_good_health(self, warn: Callable[[str], None]) -> Path | None:
+        """The newest whole checkpoint that was not taken amid steps that changed nothing.
+
+        One of the schedule if there is any: an uninterrupted run has no others.
+        """
+        spare = None
+        for folder in reversed(complete_checkpoints(self.config.out)):
+            try:
+                checkpoint = open_checkpoint(folder)
+                problems = faults(checkpoint)
+                if not problems and checkpoint.state().skipped_in_row == 0:
+                    if self._is_scheduled(checkpoint.state()):
+                        return folder
+                    spare = spare or folder
+            except UserError as error:
+                problems = [str(error)]
+            for problem in problems[:1]:
+                warn(f"checkpoint {folder.name} is damaged and passed over: {problem}")
+        return spare
+
+    def _is_scheduled(self, state: TrainState) -> bool:
+        """Whether a run that nobody stops has a checkpoint here."""
+        if state.rollbacks and state.rollbacks[-1].at == state.samples:
+            return True
+        train = self.config.train
+        every = train.checkpoint_every
+        return every is not None and state.samples % every < train.batch
+
     def _restore(self, checkpoint: Checkpoint) -> None:
         require_same_run(self.facts, checkpoint.manifest.facts, self.config.out)
         _require_shapes(self.engine.flats(), checkpoint.manifest)
@@ -77,6 +132,7 @@ class Session:
         """Write a checkpoint, unless there is one of this very moment."""
         if self.saved_at == self.state.samples:
             return
+        begun = time.monotonic()
         snapshot = Snapshot(
             flats=self.ema.attach(self.engine.flats()),
             fixed=_fixed(self.engine.module),
@@ -85,50 +141,59 @@ class Session:
         )
         save_checkpoint(self.config.out, self.engine, snapshot, self.config.train.keep)
         self.saved_at = self.state.samples
+        self.state.window.stalled += time.monotonic() - begun
 
     def step(self, batches: Sequence[Batch], rate: float, requests: Sequence[float]) -> StepStats:
         """One optimizer step over this rank's micro-batches.
 
-        `sums` of the result: the global batch's mean loss, then `requests` summed over ranks.
+        `sums` of the result: the global batch's mean loss, then `requests` summed over ranks, then
+        what `Window.add` takes as `by_time`.
         """
         engine, objective, size = self.engine, self.objective, self.config.train.batch
         _seed_layers(stable_hash(self.state.seed, self.state.samples, engine.rank), engine.device)
         local = [batch.to(engine.device) for batch in batches]
         context = engine.forward(lambda: objective.begin(engine.module, local))
         total = torch.zeros((), device=engine.device)
+        self.forward_seconds = 0.0
+        by_time = torch.zeros(2, BUCKETS, device=engine.device)
         for index, batch in enumerate(local):
-            loss = engine.forward(lambda: self._loss(batch, context, index) / size)  # noqa: B023
+            begun = time.perf_counter()
+            loss = engine.forward(lambda: self._loss(batch, context, index, by_time) / size)  # noqa: B023
+            self.forward_seconds += time.perf_counter() - begun
             engine.backward(loss)
             total += loss.detach()
+        self._own_loss = total
         asked = torch.tensor(requests, dtype=torch.float32).to(engine.device, non_blocking=True)
-        return engine.step(rate, torch.cat([total.reshape(1), asked]))
+        return engine.step(rate, torch.cat([total.reshape(1), asked, by_time.flatten()]))
 
-    def _loss(self, batch: Batch, context: object | None, index: int) -> Tensor:
-        """The sum of a micro-batch's losses."""
+    def _loss(self, batch: Batch, context: object | None, index: int, by_time: Tensor) -> Tensor:
+        """The sum of a micro-batch's losses; `by_time` is told when in the diffusion they are."""
         random = SampleRandom(self.state.seed, batch.positions)
-        return self.objective.loss(self.engine.module, batch, random, context, index).sum()
+        losses = self.objective.loss(self.engine.module, batch, random, context, index)
+        times = self.objective.times(random)
+        if times is not None:
+            parts = torch.arange(BUCKETS, device=times.device)
+            here = (times * BUCKETS).long()[:, None] == parts  # [B, parts]
+            by_time[0] += torch.where(here, losses.detach()[:, None], 0.0).sum(0)
+            by_time[1] += here.sum(0)
+        return losses.sum()
+
+    def own_loss(self) -> float:
+        """This rank's part of the last step's loss; waits for the device."""
+        return self._own_loss.item()
 
     def count(self, stats: StepStats) -> None:
-        """Bring average and progress up to date with a step.
-
-        Raises:
-            Diverged: too many steps in a row changed nothing.
-        """
+        """Bring average and progress up to date with a step."""
         state, size = self.state, self.config.train.batch
         if stats.applied:
             self.ema.update(state.ema_updates)
             state.ema_updates += 1
             state.steps += 1
             state.skipped_in_row = 0
-            state.window.add(size, stats.sums[0], stats.grad_norm)
+            state.window.add(size, stats.sums[0], stats.grad_norm, stats.sums[-2 * BUCKETS :])
         else:
             state.skip(size)
         state.advance(size, self.epoch_size)
-        if state.skipped_in_row >= MOST_SKIPPED:
-            raise Diverged(
-                f"{self.config.out}: loss or gradient was not finite for {MOST_SKIPPED} steps in "
-                f"a row, up to {state.samples} samples; lower optim.lr or look at the data"
-            )
 
 
 def _seed_layers(seed: int, device: torch.device) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from base.errors import UserError
 
-_LATER = {"epoch"}  # fields that the first checkpoints of RUN version 1 do not have
+_LATER = {"epoch", "rollbacks", "recent"}  # fields that the first checkpoints do not have
+
+
+BUCKETS = 4  # equal parts of the diffusion's time, whose losses are told apart
 
 
 @dataclass
@@ -20,13 +24,36 @@ class Window:
     grad_norm: float = 0.0  # sum over applied steps
     seconds: float = 0.0
     waited: float = 0.0  # seconds spent waiting for the loader
+    stalled: float = 0.0  # seconds spent waiting for checkpoints
+    by_time: list[float] = field(default_factory=lambda: [0.0] * 2 * BUCKETS)  # losses, samples
 
-    def add(self, samples: int, loss: float, grad_norm: float) -> None:
-        """Count an applied step; `loss` is the mean over its samples."""
+    def add(self, samples: int, loss: float, grad_norm: float, by_time: Sequence[float]) -> None:
+        """Count an applied step; `loss` is the mean over its samples.
+
+        `by_time`: the sum of losses in each part of the diffusion's time, then how many they are.
+        """
         self.steps += 1
         self.samples += samples
         self.loss += loss * samples
         self.grad_norm += grad_norm
+        self.by_time = [old + new for old, new in zip(self.by_time, by_time, strict=True)]
+
+    @property
+    def samples_per_second(self) -> float:
+        """Applied samples in the time of the window."""
+        return self.samples / max(self.seconds, 1e-9)
+
+    def losses_by_time(self) -> list[float | None]:
+        """The mean loss in each part of the diffusion's time; None where there is no sample."""
+        sums, counts = self.by_time[:BUCKETS], self.by_time[BUCKETS:]
+        return [s / n if n else None for s, n in zip(sums, counts, strict=True)]
+
+
+class Rollback(NamedTuple):
+    """A return to an earlier checkpoint; positions are in samples."""
+
+    at: int  # where the run was in trouble, and went on
+    to: int  # whose weights it took
 
 
 @dataclass
@@ -42,6 +69,8 @@ class TrainState:
     skipped: list[tuple[int, int]] = field(default_factory=list)  # [start, end) of samples
     skipped_in_row: int = 0
     window: Window = field(default_factory=Window)
+    rollbacks: list[Rollback] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)  # losses that a spike is told from
 
     def advance(self, samples: int, epoch_size: int) -> None:
         """Pass over the next `samples` positions, applied or skipped."""
@@ -55,6 +84,22 @@ class TrainState:
             start = self.skipped.pop()[0]
         self.skipped.append((start, end))
         self.skipped_in_row += 1
+
+    def leave_out_until(self, passed: TrainState, epoch_size: int) -> None:
+        """Go on where `passed`, a later state of the run, was in trouble, without its steps."""
+        self.rollbacks.append(Rollback(passed.samples, self.samples))
+        self.skip(passed.samples - self.samples)
+        self.advance(passed.samples - self.samples, epoch_size)
+        self.skipped_in_row = 0
+        self.seconds = passed.seconds
+        self.window = Window()  # what it summed up is in the metrics already
+
+    def is_stuck(self) -> bool:
+        """Whether no step was applied since the last return to a checkpoint."""
+        if not self.rollbacks or not self.skipped:
+            return False
+        start, end = self.skipped[-1]
+        return start < self.rollbacks[-1].at < end
 
     def pass_time(self, seconds: float, waited: float) -> None:
         """Count time spent on the last step, `waited` of it for the loader."""
@@ -85,6 +130,7 @@ def state_from_json(data: Any, where: str) -> TrainState:
     try:
         known["window"] = Window(**known["window"])
         known["skipped"] = [(int(start), int(end)) for start, end in known["skipped"]]
+        known["rollbacks"] = [Rollback(*record) for record in known.get("rollbacks", ())]
         return TrainState(**known)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: not a record of a run's progress") from error

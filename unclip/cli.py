@@ -29,6 +29,7 @@ SUB_COMMANDS = (
     SubCommand("doctor", "unclip.doctor", False, "What this machine has and what it lacks."),
     SubCommand("data", "data_pipeline.cli", False, "Pairs of pictures and captions to a DATASET."),
     SubCommand("train", "trainer.cli", True, "Train one stage from a config."),
+    SubCommand("plan", "trainer.cli", True, "Memory, FLOPs and days of a run, before it begins."),
     SubCommand("checkpoint", "trainer.cli", True, "List, show, verify and export checkpoints."),
     SubCommand("generate", "trainer.cli", True, "Make pictures with what was trained."),
 )

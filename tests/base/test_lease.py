@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 import base.lease
+import base.owner
 from base.errors import UserError
-from base.lease import NAME, Lease
+from base.lease import NAME, Lease, require_held
 
 HOLDER = """
 import sys, time
@@ -299,3 +300,64 @@ def test_a_full_disk_leaves_no_lease(
     filler.unlink()
     with Lease(folder):
         assert [path.name for path in folder.iterdir()] == [NAME]
+
+
+@pytest.fixture
+def _stopped_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look finds the lease not renewed for long."""
+    monkeypatch.setattr(base.lease, "_LATE_SECONDS", -1.0)
+
+
+@pytest.mark.usefixtures("_stopped_long")
+def test_an_owner_that_lost_the_folder_while_it_was_stopped_ends(tmp_path: Path) -> None:
+    with Lease(tmp_path):
+        require_held(tmp_path)
+        rewrite(tmp_path, token="another's")
+        with pytest.raises(UserError, match=f"taken over .* pid {os.getpid()}, was stopped"):
+            require_held(tmp_path)
+    require_held(tmp_path)  # nobody's here
+
+
+@pytest.mark.usefixtures("_stopped_long")
+def test_a_successor_that_came_and_went_counts_as_well(tmp_path: Path) -> None:
+    with Lease(tmp_path):
+        (tmp_path / NAME).unlink()
+        with pytest.raises(UserError, match="taken over"):
+            require_held(tmp_path / ".")
+
+
+def test_a_process_that_was_stopped_notices_before_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped by SIGSTOP; another takes the folder after its patience, and the first one wakes."""
+    code = HOLDER.replace("import Lease", "import Lease, require_held").replace(
+        "sys.stdin.read()", "sys.stdin.read(); require_held(sys.argv[1]); print('wrote')"
+    )
+    short = "import base.lease; base.lease._LATE_SECONDS = 0.5"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"{short}\n{code}",
+            tmp_path,
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.6)
+        monkeypatch.setattr(base.owner, "STALE_SECONDS", 0.5)
+        with Lease(tmp_path):
+            process.send_signal(signal.SIGCONT)
+            out, err = process.communicate(input="", timeout=30)
+            assert (out, process.returncode) == ("", 1)
+            assert err.strip().splitlines()[-1].endswith("was stopped; it writes nothing more")
+            assert owner(tmp_path)["pid"] == os.getpid()
+    finally:
+        process.kill()
+        process.communicate()

@@ -12,7 +12,10 @@ from base.errors import Stopped
 from trainer.loop import train
 from trainer.metrics import read_metrics
 
-CURVES = {"loss", "lr", "grad_norm", "samples_per_second", "waited", "skipped"}
+CURVES = {
+    *("loss", "loss_t0", "loss_t1", "loss_t2", "loss_t3", "lr", "grad_norm", "ema_decay"),
+    *("samples_per_second", "waited", "stalled", "skipped", "flops", "tflops", "memory"),
+}
 
 
 def assert_tensorboard_agrees(run: Path) -> None:
@@ -20,7 +23,7 @@ def assert_tensorboard_agrees(run: Path) -> None:
     lines = read_metrics(run)
     assert set(shown.Tags()["scalars"]) == CURVES
     for name in CURVES:
-        expected = [(line["samples"], line[name]) for line in lines if line[name] is not None]
+        expected = [(line["samples"], line[name]) for line in lines if line.get(name) is not None]
         curve = [(event.step, event.value) for event in shown.Scalars(name)]
         assert [step for step, _ in curve] == [step for step, _ in expected], name
         values = [value for _, value in expected]

@@ -17,7 +17,7 @@ from trainer.loop import train
 from trainer.metrics import read_metrics
 from trainer.stages import STAGES
 
-TIMES = ("seconds", "samples_per_second", "waited")
+TIMES = ("seconds", "samples_per_second", "waited", "stalled", "tflops", "memory")
 
 
 def without_times(run: Path) -> list[dict[str, Any]]:

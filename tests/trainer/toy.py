@@ -52,6 +52,7 @@ class ToyObjectiveConfig:
     pictures: bool = False
     poison: tuple[int, ...] = ()  # positions whose loss is NaN
     poison_from: int | None = None
+    spikes: tuple[int, ...] = ()  # positions whose loss is a thousand times as large
     stop_at: tuple[int, ...] = ()  # positions at which the process asks itself to stop
     delay: float = 0.0  # seconds a micro-batch
 
@@ -106,15 +107,21 @@ class ToyObjective:
         if batch.image is not None and batch.tokens is not None:
             x = x + batch.image.float().mean((1, 2, 3))[:, None] / 255
             x = x + batch.tokens.float().mean(1)[:, None] / 49408
+        loss = (model(x) - batch.image_embedding).square().mean(1)
+        if loss.is_meta:  # faults hang on values
+            return loss
         if self.config.delay:
             time.sleep(self.config.delay)
         if set(batch.positions.tolist()) & set(self.config.stop_at):
             signal.raise_signal(signal.SIGTERM)
-        loss = (model(x) - batch.image_embedding).square().mean(1)
         bad = torch.isin(batch.positions, torch.tensor(self.config.poison, dtype=torch.int64))
         if self.config.poison_from is not None:
             bad |= batch.positions >= self.config.poison_from
-        return torch.where(bad, torch.nan, loss)
+        high = torch.isin(batch.positions, torch.tensor(self.config.spikes, dtype=torch.int64))
+        return torch.where(bad, torch.nan, torch.where(high, 1000 * loss, loss))
+
+    def times(self, random: SampleRandom) -> Tensor:
+        return random.uniform("time")
 
 
 def register() -> None:

@@ -61,8 +61,8 @@ def degrade(x: Tensor, config: DegradationConfig, random: Draws) -> Tensor:
             low, high = config.blur_sigma
             sigma = low + (high - low) * random.uniform("blur_sigma")  # [B]
             return gaussian_blur(x, sigma, config.blur_kernel // 2)
-        case "bsr":
-            return bsr(x, config, random)
+        case "bsr":  # its order depends on values, which a meta tensor has not
+            return x if x.is_meta else bsr(x, config, random)
 
 
 def _reach(largest_sigma: float) -> int:

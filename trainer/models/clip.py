@@ -140,6 +140,17 @@ def load_open_clip(name: str, weights: Path | None = None) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def outline_open_clip(name: str) -> nn.Module:
+    """The same model as shapes alone, on torch's meta device; its weights need not be there."""
+    import open_clip
+
+    with torch.device("meta"):
+        model: nn.Module = open_clip.create_model(
+            name, load_weights=False, pretrained_text=False, device="meta"
+        )
+    return model.eval().requires_grad_(False)
+
+
 def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer that belongs to an open_clip model, named as in `load_open_clip`."""
     import open_clip
@@ -187,7 +198,7 @@ class TextEncoder:
     """A frozen CLIP's text tower: token states as in Karlo, and the text embedding z_t."""
 
     def __init__(self, clip: nn.Module, tokenizer: Tokenizer) -> None:
-        self._clip = clip
+        self.module = clip
         self._tower = _text_tower(clip)
         if not hasattr(self._tower, "ln_final"):
             raise ValueError(
@@ -213,7 +224,7 @@ class TextEncoder:
 
     def to(self, device: torch.device, dtype: torch.dtype = torch.float32) -> TextEncoder:
         """Move the tower to a device and a precision."""
-        self._clip.to(device, dtype)
+        self.module.to(device, dtype)
         self.null_tokens = self.null_tokens.to(device)
         return self
 
@@ -221,7 +232,7 @@ class TextEncoder:
     def __call__(self, tokens: Tensor) -> TextStates:
         """tokens int64 [B, L]."""
         with fast_attention_of_others(tokens.device):
-            states, pooled = run_text_tower(self._clip, tokens)
+            states, pooled = run_text_tower(self.module, tokens)
         states = F.pad(states, (0, 0, 0, tokens.shape[1] - states.shape[1]))  # [B, L, W]
         mask = torch.arange(tokens.shape[1], device=tokens.device) <= _end(tokens)[:, None]
         return TextStates(states, mask, F.normalize(pooled.float(), dim=-1))

@@ -40,6 +40,10 @@ class Objective(Protocol):
         """Return the loss of each sample, float32 [B]; `index` counts the micro-batches."""
         ...
 
+    def times(self, random: SampleRandom) -> Tensor | None:
+        """Each sample's timestep as a share of the diffusion, in [0, 1), [B]; None: it has none."""
+        ...
+
 
 class Parts(NamedTuple):
     """What a stage trains: the model's weights follow torch's generator, which the loop seeds."""

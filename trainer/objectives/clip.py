@@ -126,6 +126,9 @@ class ClipObjective:
         hard = opposed_loss(own, rows, found.text[len(batch) :], self.config.opposites_margin)
         return loss.index_add(0, rows, self.config.opposites_weight * hard)
 
+    def times(self, random: SampleRandom) -> None:
+        """Nothing is diffused."""
+
 
 @contextmanager
 def _still(model: nn.Module) -> Iterator[None]:

@@ -12,7 +12,7 @@ from trainer.diffusion.process import Diffusion, DiffusionConfig, mean_squared_e
 from trainer.models.clip import TextEncoder
 from trainer.rng import SampleRandom
 
-from .conditions import drop_captions, to_signal
+from .conditions import draw_timesteps, drop_captions, to_signal
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,12 @@ class DecoderObjective:
         text = self.text(drop_captions(batch.tokens, keep_text, self.text.null_tokens))
         z_i = self.config.embedding_scale * batch.image_embedding  # [B, D]
         x0 = to_signal(batch.image)  # [B, 3, S, S]
-        t = random.integers("timestep", self.diffusion.steps)  # [B]
+        t = draw_timesteps(random, self.diffusion)  # [B]
         noise = random.normal("noise", *x0.shape[1:])
         x_t = self.diffusion.add_noise(x0, t, noise)
         output = model(x_t, t, z_i, keep_image, text.states, text.mask)
         return mean_squared_error(output, self.diffusion.target(x0, t, noise))
+
+    def times(self, random: SampleRandom) -> Tensor:
+        """[B]"""
+        return draw_timesteps(random, self.diffusion) / self.diffusion.steps

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,6 +34,8 @@ class OpposedCaptions:
         opposed = tokens.clone()
         for token, other in self._opposites.items():
             opposed.masked_fill_(tokens == token, other)
+        if tokens.is_meta:  # shapes alone: as if every caption had one
+            return torch.arange(len(tokens), device=tokens.device), opposed
         rows = (opposed != tokens).any(dim=1).nonzero()[:, 0]
         return rows, opposed[rows]
 

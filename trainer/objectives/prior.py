@@ -13,7 +13,7 @@ from trainer.diffusion.process import Diffusion, DiffusionConfig, mean_squared_e
 from trainer.models.clip import TextEncoder
 from trainer.rng import SampleRandom
 
-from .conditions import drop_captions
+from .conditions import draw_timesteps, drop_captions
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,12 @@ class PriorObjective:
         # The stored z_t where the caption is kept; the empty caption's where it is dropped.
         z_t = torch.where(keep[:, None], batch.text_embedding, text.embedding)  # [B, D]
         x0 = self.config.embedding_scale * batch.image_embedding  # [B, D]
-        t = random.integers("timestep", self.diffusion.steps)  # [B]
+        t = draw_timesteps(random, self.diffusion)  # [B]
         noise = random.normal("noise", x0.shape[1])
         x_t = self.diffusion.add_noise(x0, t, noise)
         output = model(x_t, t, text.states, text.mask, z_t)
         return mean_squared_error(output, self.diffusion.target(x0, t, noise))
+
+    def times(self, random: SampleRandom) -> Tensor:
+        """[B]"""
+        return draw_timesteps(random, self.diffusion) / self.diffusion.steps

@@ -12,7 +12,7 @@ from trainer.diffusion.degradations import DegradationConfig, degrade, enlarge, 
 from trainer.diffusion.process import Diffusion, DiffusionConfig, mean_squared_error
 from trainer.rng import SampleRandom
 
-from .conditions import to_signal
+from .conditions import draw_timesteps, to_signal
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,12 @@ class UpsamplerObjective:
         x0 = to_signal(batch.image)  # [B, 3, S, S]
         small = degrade(shrink(x0, self.config.factor), self.config.degradation, random)
         enlarged = enlarge(small, self.config.factor)  # [B, 3, S, S]
-        t = random.integers("timestep", self.diffusion.steps)  # [B]
+        t = draw_timesteps(random, self.diffusion)  # [B]
         noise = random.normal("noise", *x0.shape[1:])
         x_t = self.diffusion.add_noise(x0, t, noise)
         output = model(x_t, t, enlarged)
         return mean_squared_error(output, self.diffusion.target(x0, t, noise))
+
+    def times(self, random: SampleRandom) -> Tensor:
+        """[B]"""
+        return draw_timesteps(random, self.diffusion) / self.diffusion.steps

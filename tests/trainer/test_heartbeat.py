@@ -1,0 +1,205 @@
+"""Who hangs is named with host and process, and leaves its stack; who lags is in the metrics."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import toy
+from processes import ROOT, environment
+
+from base.files import _size
+from trainer.engine.base import Engine
+from trainer.guards import disk, watch
+from trainer.guards.heartbeat import Beat, beat_path
+from trainer.guards.stragglers import Stragglers
+from trainer.guards.watch import Watch
+from trainer.loader import steps
+from trainer.loop import train
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def write(run: Path, rank: int, samples: int, phase: str, seconds: float, at: float) -> None:
+    path = beat_path(run, rank)
+    path.parent.mkdir(exist_ok=True)
+    values = {"rank": rank, "host": f"node{rank}", "pid": 7, "samples": samples, "phase": phase}
+    path.write_text(json.dumps({**values, "seconds": seconds, "waited": 0.0, "time": at}))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(watch, "time", clock)
+    return clock
+
+
+def test_a_silent_rank_is_named_and_those_that_wait_for_it_are_not(
+    tmp_path: Path, clock: Clock
+) -> None:
+    said: list[str] = []
+    watcher = Watch(tmp_path, 3, 10.0, said.append)
+    for clock.now in range(0, 28, 2):
+        for rank in (0, 2):
+            write(tmp_path, rank, 48, "step", max(clock.now - 6, 0), clock.now)
+        if clock.now < 8:
+            write(tmp_path, 1, 48, "step", 0, clock.now)
+        watcher.look()
+    assert said == ["rank 1 on host node1, pid 7, at 48 samples is silent for 12 s"]
+
+
+def test_of_ranks_that_do_not_move_the_one_behind_is_named(tmp_path: Path, clock: Clock) -> None:
+    said: list[str] = []
+    watcher = Watch(tmp_path, 3, 10.0, said.append)
+    for clock.now in range(0, 20, 2):
+        for rank, phase in enumerate(("step", "loader", "step")):
+            write(tmp_path, rank, 48, phase, clock.now, clock.now)
+        watcher.look()
+    assert said == [
+        "rank 1 on host node1, pid 7, at 48 samples is in the loader for 12 s; "
+        "stacks are in heartbeats/rank_00001.stack.txt"
+    ]
+
+
+def test_a_rank_that_never_began_is_named(tmp_path: Path, clock: Clock) -> None:
+    said: list[str] = []
+    watcher = Watch(tmp_path, 2, 10.0, said.append)
+    for clock.now in (0, 6, 12):
+        write(tmp_path, 0, 0, "loader", 0, clock.now)
+        watcher.look()
+    assert said == ["rank 1, which has not begun, is silent for 12 s"]
+
+
+class Three:
+    """What stragglers ask of an engine."""
+
+    rank, world_size = 1, 3
+
+    def gather(self, value: str) -> list[str]:
+        return [f"{value}{rank}" for rank in range(3)]
+
+
+def test_a_straggler_is_in_the_metrics() -> None:
+    stragglers = Stragglers(cast(Engine, Three()))
+    assert stragglers.own(2.5) == [0.0, 2.5, 0.0]
+    for _ in range(4):
+        stragglers.add([0.1, 0.25, 0.12, 99.0])
+    host = f"{socket.gethostname()}1"
+    assert stragglers.take() == {"stragglers": [{"rank": 1, "host": host, "seconds": 0.25}]}
+    stragglers.add([0.001, 0.004, 0.001])  # nobody waits for three milliseconds
+    assert stragglers.take() == {}
+
+
+def test_a_rank_that_hangs_in_the_loader_leaves_its_stack(
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    following = steps._Thread.__next__
+    asked: list[int] = []
+
+    def slow(self: steps._Thread) -> Any:
+        asked.append(0)
+        if len(asked) == 4:
+            time.sleep(2.5)
+        return following(self)
+
+    monkeypatch.setattr(steps._Thread, "__next__", slow)
+    run = tmp_path / "run"
+    train(toy.toy_config(dataset, run, guards={"hang_after_s": 0.8}))
+    said = capsys.readouterr().err
+    assert f"rank 0 on host {socket.gethostname()}, pid {os.getpid()}, at 36 samples" in said
+    assert said.count("is in the loader for") == 1
+    stack = (run / "heartbeats/rank_00000.stack.txt").read_text()
+    assert stack.startswith("in loader at 36 samples for more than 0.8 s\n")
+    assert "in slow" in stack
+    assert [path.name for path in (run / "heartbeats").iterdir()] == ["rank_00000.stack.txt"]
+
+
+def test_a_run_that_ends_leaves_no_heartbeat(dataset: Path, tmp_path: Path) -> None:
+    train(toy.toy_config(dataset, tmp_path / "run"))
+    assert not (tmp_path / "run/heartbeats").exists()
+
+
+def test_a_stopped_rank_is_named_with_its_host(
+    deepspeed_ready: None, dataset: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    how = {"samples": 10**6, "engine": "deepspeed"}
+    path = toy.write_toy_config(
+        tmp_path / "a.yaml", dataset, run, train=how, guards={"hang_after_s": 3.0}
+    )
+    log = tmp_path / "log"
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *command, toy.__file__, "train", str(path)],
+            cwd=ROOT,
+            env=environment(),
+            stderr=file,
+        )
+    try:
+        beat = wait_for(lambda: read_beat(run, 1), "samples")
+        os.kill(beat.pid, signal.SIGSTOP)
+        try:
+            expected = f"rank 1 on host {socket.gethostname()}, pid {beat.pid}, at "
+            wait_for(lambda: expected in log.read_text(), "the name")
+        finally:
+            os.kill(beat.pid, signal.SIGCONT)
+        named = [line for line in log.read_text().splitlines() if "is silent for" in line]
+        assert [line for line in named if expected not in line] == []
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def read_beat(run: Path, rank: int) -> Beat | None:
+    """A rank's beat once it has taken steps."""
+    try:
+        beat = Beat(**json.loads(beat_path(run, rank).read_bytes()))
+    except (OSError, ValueError):
+        return None
+    return beat if beat.samples > 0 else None
+
+
+def wait_for(look: Any, what: str) -> Any:
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        if found := look():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"no {what}")
+
+
+def test_a_filling_disk_is_told_before_a_checkpoint_is_lost(
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=15_000)
+    monkeypatch.setattr(disk, "_EVERY", 0.0)
+    monkeypatch.setattr("base.files.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("trainer.checkpoint.write.require_free_space", lambda *_: None)
+    train(toy.toy_config(dataset, tmp_path / "run", objective={"delay": 0.05}))
+    said = capsys.readouterr().err
+    parameters = 8 + 2 * 8 * 24 + 24 * 3 + 8
+    needed = _size(2 * 16 * parameters)
+    assert said.count("room for less than 2 checkpoints is left") == 1
+    assert f"needs {needed} of disk, 0.0 MB are free" in said

@@ -1,0 +1,182 @@
+"""`unclip plan` against what real runs compute and allocate, at small sizes."""
+
+import gc
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+import torch
+import toy
+from stages import CONFIGS, STAGES
+from torch import Tensor
+
+from base.clip_reference import CONFIG_NAME, EXPORT
+from base.errors import UserError
+from trainer.batch import Batch
+from trainer.config import AnyTrainConfig
+from trainer.engine.open import open_engine
+from trainer.loop import build_parts
+from trainer.models.clip import Clip, describe_for_open_clip
+from trainer.planning.alive import Alive
+from trainer.planning.outline import Kind, flops_per_sample, outline
+from trainer.planning.plan import Hardware, make_plan
+from trainer.planning.show import describe, parse_bytes
+from trainer.session import Session
+from trainer.stages import load_train_config
+
+CPU = torch.device("cpu")
+ALONE = Hardware(gpus=1, memory=10**9, mfu=0.5, peak=1.0, kind="cpu")
+MICRO, COUNT = 4, 2  # samples at once, and how often a step
+
+
+def upsampler(*more: str) -> AnyTrainConfig:
+    """Half a million parameters, whose activations weigh about as much as the weights."""
+    size = ["model.unet.channels=32", "model.unet.blocks=1", "objective.degradation.kind=blur"]
+    cut = [f"train.batch={MICRO * COUNT}", f"train.micro_batch={MICRO}"]
+    return load_train_config(CONFIGS / "up64.yaml", [*size, *cut, *more])
+
+
+def tensors() -> dict[int, Tensor]:
+    """Every tensor that Python knows, by its storage."""
+    gc.collect()
+    found = [thing for thing in gc.get_objects() if isinstance(thing, Tensor)]
+    return {tensor.untyped_storage()._cdata: tensor for tensor in found if not tensor.is_meta}
+
+
+def allocated(config: AnyTrainConfig) -> int:
+    """Bytes of a real run: what is there between steps, and the most that a step adds."""
+    before = tensors()
+    parts = build_parts(config, CPU)
+    engine = open_engine(parts.model, config.optim, config.train, CPU)
+    session = Session(config, parts.objective, engine, {}, epoch_size=64)
+    side = parts.objective.needs.crop
+    assert side is not None
+    batches = [
+        Batch(
+            torch.arange(MICRO) + MICRO * number,
+            torch.randint(0, 255, (MICRO, 3, side, side), dtype=torch.uint8),
+        )
+        for number in range(COUNT)
+    ]
+    session.count(session.step(batches, 1e-3, [0.0]))  # what is made at the first step
+    held = [tensor for key, tensor in tensors().items() if key not in before]
+    with Alive(tensors().values()) as alive:
+        session.count(session.step(batches, 1e-3, [0.0]))
+    total = sum(tensor.untyped_storage().nbytes() for tensor in held) + alive.peak
+    engine.close()
+    return total
+
+
+ENGINES = [
+    ("local", "fp32"),
+    ("local", "bf16"),
+    ("zero 1", "fp32"),
+    ("zero 1", "bf16"),
+]
+if os.environ.get("UNCLIP_SOAK"):
+    ENGINES += [(f"zero {stage}", kind) for stage in (0, 2, 3) for kind in ("fp32", "bf16")]
+
+
+@pytest.mark.parametrize(("engine", "precision"), ENGINES)
+def test_memory_is_what_a_real_run_allocates(
+    deepspeed_ready: None, engine: str, precision: str
+) -> None:
+    kind = ["train.engine=local"]
+    if engine != "local":
+        kind = ["train.engine=deepspeed", f"train.zero_stage={engine[-1]}"]
+    config = upsampler(f"train.precision={precision}", *kind)
+    plan = make_plan(config, ALONE)
+    (option,) = [option for option in plan.options if option.engine == engine]
+    assert option.chosen
+    assert option.memory.total == pytest.approx(allocated(config), rel=0.1)
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_every_stage_is_planned_without_its_data_and_its_clip(name: str, kind: Kind) -> None:
+    """The CLIP that prior and decoder name is not there; FLOPs are those of the real arithmetic."""
+    before = set(tensors())
+    config = load_train_config(CONFIGS / f"{name}.yaml")
+    plan = make_plan(config, replace(ALONE, gpus=2, kind=kind))
+    assert [option.engine for option in plan.options] == [f"zero {stage}" for stage in range(4)]
+    assert {option.fits for option in plan.options} == {True}
+    assert plan.parameters > 0
+    assert (plan.frozen > 0) == (name in ("prior", "decoder"))
+    memory = [option.memory for option in plan.options]
+    assert memory[0].moments == 8 * plan.parameters
+    assert memory[1].moments == 8 * ((plan.parameters + 1) // 2)
+    assert set(tensors()) <= before  # nothing is allocated
+
+
+def test_a_clip_that_is_there_is_counted_without_its_weights(tmp_path: Path) -> None:
+    clip = load_train_config(CONFIGS / "clip.yaml").model
+    description = tmp_path / "clip" / EXPORT / CONFIG_NAME
+    description.parent.mkdir(parents=True)
+    description.write_text(json.dumps(describe_for_open_clip(clip)))
+    config = load_train_config(CONFIGS / "prior.yaml", [f"clip={tmp_path / 'clip'}"])
+    held = [*Clip(clip).parameters(), *Clip(clip).buffers()]
+    assert make_plan(config, ALONE).frozen == sum(tensor.numel() for tensor in held)
+
+
+def test_flops_are_those_of_the_products() -> None:
+    """The toy is two matrices: each is multiplied once forward, and twice backward."""
+    config = toy.toy_config(Path("none"), Path("none"))
+    parts = outline(config, "fp32")
+    assert flops_per_sample(config, parts) == 3 * 2 * (2 * toy.DIM * 24)
+
+
+def test_days_follow_from_flops_and_the_peak() -> None:
+    config = upsampler("train.samples=1000000")
+    plan = make_plan(config, replace(ALONE, gpus=4, peak=1e-3))
+    assert plan.days == pytest.approx(1e6 * plan.flops / (4 * 1e9 * 0.5) / 86400)
+
+
+def test_a_gpu_keeps_no_matrices_of_attention() -> None:
+    """With long captions they are most of what a CPU keeps."""
+    more = ["model.context_length=256", "train.micro_batch=8", "train.precision=fp32"]
+    config = load_train_config(CONFIGS / "prior.yaml", more)
+    cuda, cpu = (
+        make_plan(config, replace(ALONE, kind=kind)).options[0].memory.activations
+        for kind in ("cuda", "cpu")
+    )
+    matrices = 8 * 2 * 260**2 * 4  # samples x heads x tokens x tokens x bytes
+    assert cpu - cuda > matrices
+
+
+def test_what_does_not_fit_is_told() -> None:
+    plan = make_plan(upsampler(), replace(ALONE, memory=20_000_000))
+    fits = {option.engine: option.fits for option in plan.options}
+    assert fits["local"]
+    assert not fits["zero 3"]
+    lines = describe(plan)
+    assert any(line.startswith("zero 3") and "does not fit" in line for line in lines)
+
+
+def test_sizes_are_read_as_people_write_them() -> None:
+    assert [parse_bytes(text) for text in ("80GB", "24 GiB", "1.5tb", "1000")] == [
+        80 * 10**9,
+        24 * 2**30,
+        15 * 10**11,
+        1000,
+    ]
+    for text in ("", "eighty", "80XB", "-1GB", "1.2.3GB"):
+        with pytest.raises(UserError, match="--memory: got"):
+            parse_bytes(text)
+
+
+def test_the_command(command: Callable[..., Popen[str]]) -> None:
+    path = CONFIGS / "prior.yaml"
+    out, _ = command("plan", path, "--gpus", 4, "--memory", "40GB", "--json").communicate()
+    plan = json.loads(out)
+    assert (plan["stage"], plan["hardware"]["gpus"]) == ("prior", 4)
+    for option in plan["options"]:
+        parts = {k: v for k, v in option["memory"].items() if k != "total"}
+        largest = max(parts.pop("activations"), parts.pop("update"))
+        assert option["memory"]["total"] == sum(parts.values()) + largest
+    refused = command("plan", path, "--gpus", 400)
+    assert "train.batch: got 32, expected >= 400, one per GPU" in refused.communicate()[1]
+    assert refused.returncode == 2

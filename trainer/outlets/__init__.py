@@ -1,0 +1,1 @@
+"""Where a run's numbers go beside metrics.jsonl. Each outlet has the face of `base.Outlet`."""

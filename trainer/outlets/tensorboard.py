@@ -1,0 +1,43 @@
+"""TensorBoard's files in a RUN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FOLDER = "tensorboard"
+
+
+class TensorBoard:
+    """Curves over samples; what earlier sessions wrote after `start` samples is dropped."""
+
+    def __init__(self, run: Path, start: int) -> None:
+        self._run, self._start = run, start
+
+    def write(self, samples: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._curves.add_scalar(name, value, samples)
+        self._curves.flush()
+
+    def show(self, picture: Tensor, samples: int) -> None:
+        self._curves.add_image("pictures", picture, samples)
+        self._curves.flush()
+
+    def close(self) -> None:
+        if "_curves" in self.__dict__:
+            self._curves.close()
+
+    @cached_property
+    def _curves(self) -> SummaryWriter:
+        """Opened with the first line, so that no process is forked beside its thread."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        # TensorBoard drops what earlier files have from `purge_step` on.
+        return SummaryWriter(str(self._run / FOLDER), purge_step=self._start + 1)

@@ -1,0 +1,106 @@
+"""Bytes of one process by what they are for: the arithmetic of each engine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from trainer.config import Precision
+
+EngineName = Literal["local", "zero 0", "zero 1", "zero 2", "zero 3"]
+ENGINES: tuple[EngineName, ...] = ("local", "zero 0", "zero 1", "zero 2", "zero 3")
+
+_LARGEST_BUCKET = 500_000_000  # elements, as the engine sets it
+_MOST_GATHERED = 1_000_000_000  # elements that ZeRO 3 keeps gathered, DeepSpeed's default
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the sums depend on."""
+
+    trained: int  # parameters
+    fixed: int  # bytes of a frozen text tower
+    precision: Precision
+    activations: int  # bytes of one micro-batch
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one process holds at the height of a step."""
+
+    weights: int  # that the model computes with
+    gradients: int
+    masters: int  # float32 copies, where the weights are not these
+    moments: int
+    ema: int
+    buckets: int  # of gradients on their way to other processes, and weights gathered from them
+    frozen: int
+    activations: int  # of the backward pass
+    update: int  # that the optimizer step makes beside all these, when no activations are left
+
+    @property
+    def total(self) -> int:
+        """The most that is held at once."""
+        largest = max(self.activations, self.update)
+        return int(sum(asdict(self).values())) - self.activations - self.update + largest
+
+
+def memory_of(engine: EngineName, model: Model, processes: int) -> Memory:
+    """What a process of `processes` holds."""
+    count, low = model.trained, _width(model.precision)
+    own = math.ceil(count / processes)  # elements of what is cut among all
+    whole = count if engine in ("local", "zero 0") else own
+    return Memory(
+        weights=low * (own if engine == "zero 3" else count),
+        gradients=_gradients(engine, model.precision, count, own),
+        masters=_masters(engine, model.precision, whole),
+        moments=8 * whole,
+        ema=4 * own,
+        buckets=_buckets(engine, model.precision, count),
+        frozen=model.fixed,
+        activations=model.activations,
+        update=_update(engine, model.precision, count, processes),
+    )
+
+
+def _width(precision: Precision) -> int:
+    """Bytes of a weight."""
+    return 2 if precision == "bf16" else 4
+
+
+def _gradients(engine: EngineName, precision: Precision, count: int, own: int) -> int:
+    match engine:
+        case "zero 2" | "zero 3":
+            return 4 * own
+        case "zero 0":
+            return _width(precision) * count
+        case _:  # in bf16 beside their float32 sum
+            return 4 * count + (2 * count if precision == "bf16" else 0)
+
+
+def _masters(engine: EngineName, precision: Precision, whole: int) -> int:
+    shared = engine in ("local", "zero 0") and precision == "fp32"  # they are the weights
+    return 0 if shared else 4 * whole
+
+
+def _buckets(engine: EngineName, precision: Precision, count: int) -> int:
+    if engine in ("local", "zero 0") or (engine == "zero 1" and precision == "bf16"):
+        return 0
+    gathered = min(count, _MOST_GATHERED) if engine == "zero 3" else 0
+    return _width(precision) * (min(count, _LARGEST_BUCKET) + gathered)
+
+
+def _update(engine: EngineName, precision: Precision, count: int, processes: int) -> int:
+    """Gradients on their way into sums and partitions; as measured (tests/trainer/test_plan.py)."""
+    match engine:
+        case "zero 0":
+            return 4 * count
+        case "zero 1":
+            return 6 * count if precision == "bf16" else 0
+        case "zero 2":
+            return _width(precision) * min(count, _LARGEST_BUCKET)
+        case "zero 3":
+            return count * (4 if processes == 1 else 2 * _width(precision))
+        case _:
+            return 0

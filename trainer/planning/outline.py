@@ -1,0 +1,125 @@
+"""A stage as shapes alone, on torch's meta device: what a step computes and keeps for backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from base.errors import UserError
+from trainer.batch import Batch, Needs
+from trainer.config import AnyTrainConfig, Precision
+from trainer.objectives.base import Parts
+from trainer.planning.alive import Alive
+from trainer.rng import SampleRandom
+from trainer.stages import STAGES
+
+META = torch.device("meta")
+Kind = Literal["cuda", "cpu"]
+_COUNTED = 2  # samples: a batch norm refuses one
+
+
+def outline(config: AnyTrainConfig, precision: Precision) -> Parts:
+    """Model and objective without a byte of weights; the CLIP that `config` names may be absent.
+
+    Raises:
+        UserError: the config's values do not go together.
+    """
+    train = config.train.model_copy(update={"precision": precision})
+    try:
+        with META:
+            parts = STAGES[config.stage].build(config.model_copy(update={"train": train}), META)
+    except ValueError as error:
+        raise UserError(f"{config.stage}: {error}") from error
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    parts.model.train().to(dtype)
+    return parts
+
+
+def flops_per_sample(config: AnyTrainConfig, parts: Parts) -> int:
+    """Multiplications and additions of one sample's forward and backward pass.
+
+    Those of a frozen text tower are among them; what is computed twice to save memory, or to cache
+    features for a contrastive loss, is not: this is what MFU is about.
+    """
+    batch = _example(config, parts.objective.needs, _COUNTED)
+    with FlopCounterMode(display=False) as counter:
+        _pass(parts, batch, None)
+    return int(counter.get_total_flops()) // _COUNTED
+
+
+def activation_bytes(config: AnyTrainConfig, parts: Parts, micro: int, kind: Kind) -> int:
+    """The most bytes alive at once in a micro-batch of `micro`, beside weights and gradients.
+
+    `kind` decides whether attention keeps its matrices for the backward pass: a GPU does not.
+    """
+    batches = [_example(config, parts.objective.needs, micro)]
+    if config.train.batch > micro:  # others' samples, of which a contrastive loss sees the features
+        batches.append(_example(config, parts.objective.needs, config.train.batch - micro))
+    for parameter in parts.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    held = [*parts.model.parameters(), *parts.model.buffers()]
+    gradients = [parameter.grad for parameter in held if parameter.grad is not None]
+    with _FusedAttention() if kind == "cuda" else nullcontext():
+        context = parts.objective.begin(parts.model, batches)
+        with Alive([*held, *gradients]) as alive:
+            _pass(parts, batches[0], context)
+    return int(alive.peak)
+
+
+def text_tower(parts: Parts) -> nn.Module | None:
+    """The frozen CLIP that the objective reads captions with."""
+    text = getattr(parts.objective, "text", None)
+    return None if text is None else text.module
+
+
+def _pass(parts: Parts, batch: Batch, context: object | None) -> None:
+    random = SampleRandom(0, batch.positions)
+    loss = parts.objective.loss(parts.model, batch, random, context, 0).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _example(config: AnyTrainConfig, needs: Needs, size: int) -> Batch:
+    side = needs.crop or needs.image_size
+    shape = (size, getattr(config.model, "embedding_dim", 0))
+    return Batch(
+        torch.zeros(size, dtype=torch.int64, device=META),
+        None if side is None else torch.zeros(size, 3, side, side, dtype=torch.uint8, device=META),
+        torch.zeros(size, needs.context_length, dtype=torch.int64, device=META)
+        if needs.tokens
+        else None,
+        torch.zeros(shape, device=META) if needs.embeddings else None,
+        torch.zeros(shape, device=META) if needs.embeddings else None,
+    )
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention by the kernel that a GPU takes when there is a mask; meta tensors would not."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _fused(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *_: Any, **more: Any
+) -> Tensor:
+    bias = None
+    if attn_mask is not None:
+        bias = torch.zeros_like(attn_mask, dtype=q.dtype).expand(*q.shape[:3], k.shape[2])
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+    out: Tensor = kernel(q, k, v, bias, True, is_causal=bool(more.get("is_causal")))[0]
+    return out
