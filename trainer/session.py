@@ -12,12 +12,14 @@ from base.errors import Diverged, UserError
 from base.hashing import stable_hash
 from trainer.batch import Batch
 from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.origin import Origin, find_weights
 from trainer.checkpoint.read import Checkpoint, SliceReader, newest_checkpoint, open_checkpoint
 from trainer.checkpoint.write import Snapshot, adopt, save_checkpoint
 from trainer.config import AnyTrainConfig
 from trainer.ema import Ema
 from trainer.engine.base import Engine, Flat, StepStats, fill
 from trainer.objectives.base import Objective
+from trainer.optim import MOMENTS
 from trainer.record import require_same_run
 from trainer.rng import SampleRandom
 from trainer.state import TrainState
@@ -60,9 +62,32 @@ class Session:
         self._restore(open_checkpoint(folder))
         return self.saved_at
 
+    def begin_with(self, origin: Origin) -> None:
+        """Take the weights that a new run begins with; optimizer and counters start anew.
+
+        Raises:
+            UserError: there are none, or they are another model's; all ranks raise alike.
+        """
+        fixed = _fixed(self.engine.module)
+        wanted = {name: tuple(tensor.shape) for name, tensor in fixed.items()}
+        for part in self.engine.gather(_shapes(self.engine.flats())):
+            wanted |= part
+        weights, record = find_weights(self.engine, origin, wanted)
+        self.facts = {**self.facts, "begun_with": record}
+
+        def read(kind: str, name: str, start: int, count: int) -> Tensor:
+            return torch.zeros(count) if kind in MOMENTS else weights.part(name, start, count)
+
+        self.engine.restore(read, steps=0)
+        self.ema = Ema(self.engine.flats(), self.config.ema)
+        for name, tensor in fixed.items():
+            tensor.copy_(weights.part(name, 0, tensor.numel()).view(tensor.shape))
+
     def _restore(self, checkpoint: Checkpoint) -> None:
         require_same_run(self.facts, checkpoint.manifest.facts, self.config.out)
-        _require_shapes(self.engine.flats(), checkpoint.manifest)
+        _require_shapes(_shapes(self.engine.flats()), checkpoint.manifest)
+        earlier, begun = checkpoint.manifest.facts, ("init_from", "begun_with")
+        self.facts = {**self.facts, **{name: earlier[name] for name in begun if name in earlier}}
         reader = SliceReader(checkpoint)
         self.state = checkpoint.state()
         self.state.advance(0, self.epoch_size)  # the first checkpoints tell no epoch
@@ -138,15 +163,17 @@ def _seed_layers(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed >> 1)
 
 
-def _require_shapes(flats: Sequence[Flat], manifest: Manifest) -> None:
-    for flat in flats:
-        for piece in flat.pieces:
-            stored = manifest.tensors.get(piece.name)
-            if stored is None or stored.shape != piece.shape:
-                found = "nothing" if stored is None else str(list(stored.shape))
-                raise UserError(
-                    f"checkpoint: {piece.name}: got {found}, expected {list(piece.shape)}"
-                )
+def _shapes(flats: Sequence[Flat]) -> dict[str, tuple[int, ...]]:
+    """Of the whole tensors that this rank holds a range of."""
+    return {piece.name: tuple(piece.shape) for flat in flats for piece in flat.pieces}
+
+
+def _require_shapes(shapes: Mapping[str, tuple[int, ...]], manifest: Manifest) -> None:
+    for name, shape in shapes.items():
+        stored = manifest.tensors.get(name)
+        if stored is None or stored.shape != shape:
+            found = "nothing" if stored is None else str(list(stored.shape))
+            raise UserError(f"checkpoint: {name}: got {found}, expected {list(shape)}")
 
 
 def _fixed(module: nn.Module) -> dict[str, Tensor]:
