@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from base.config import Config
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -60,9 +60,11 @@ class LoopConfig(Config):
     samples: Positive
     batch: Positive  # over all ranks and micro-batches
     micro_batch: Positive | None = None  # per rank; None: the rank's whole share
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
     engine: Literal["deepspeed", "local"] = "deepspeed"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    checkpoint_activations: bool = False  # of the model's blocks: less memory, a third more work
+    compile: bool = False  # the model's blocks, by torch.compile at their first use
     workers: Count = 0  # reading processes; 0: one thread of this process
     read_ahead: Positive = 4  # global batches
     checkpoint_every: Positive | None = None  # None: at the end and when stopped

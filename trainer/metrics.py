@@ -27,8 +27,9 @@ class Metrics:
 
     A line has `samples`, `steps`, `loss` (mean over the stretch), `lr`, `grad_norm` (mean, before
     clipping), `samples_per_second`, `seconds` (of training, in all), `waited` (share of the time
-    spent waiting for the loader), `skipped` (samples left out so far). What lies after `start`,
-    the samples of the checkpoint that the run goes on from, is dropped: those steps come again.
+    spent waiting for the loader), `skipped` (samples left out so far because something was not
+    finite), `overflowed` (because fp16's loss scale was too large). What lies after `start`, the
+    samples of the checkpoint that the run goes on from, is dropped: those steps come again.
     A context manager: TensorBoard's file is written by a thread, which ends with it.
     """
 
@@ -66,6 +67,7 @@ class Metrics:
             "seconds": round(state.seconds, 3),
             "waited": round(window.waited / max(window.seconds, 1e-9), 4),
             "skipped": sum(end - start for start, end in state.skipped),
+            "overflowed": state.overflowed,
         }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

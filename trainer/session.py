@@ -22,7 +22,7 @@ from trainer.objectives.base import Objective
 from trainer.optim import MOMENTS
 from trainer.record import require_same_run
 from trainer.rng import SampleRandom
-from trainer.state import TrainState
+from trainer.state import LossScale, TrainState
 
 MOST_SKIPPED = 20  # steps in a row without a finite loss and gradient
 
@@ -41,6 +41,7 @@ class Session:
         self.config, self.objective, self.engine, self.facts = config, objective, engine, facts
         self.epoch_size = epoch_size  # samples
         self.state = TrainState(config.seed)
+        self._require_scale()
         self.ema = Ema(engine.flats(), config.ema)
         self.saved_at: int | None = None  # samples of the last checkpoint
 
@@ -90,6 +91,7 @@ class Session:
         self.facts = {**self.facts, **{name: earlier[name] for name in begun if name in earlier}}
         reader = SliceReader(checkpoint)
         self.state = checkpoint.state()
+        self._require_scale()
         self.state.advance(0, self.epoch_size)  # the first checkpoints tell no epoch
         self.engine.restore(reader, self.state.steps)
         flats = self.engine.flats()
@@ -97,6 +99,13 @@ class Session:
         fill(self.ema.alone(flats), reader)
         _load_fixed(self.engine.module, reader, checkpoint.manifest)
         self.saved_at = self.state.samples
+
+    def _require_scale(self) -> None:
+        """A run has a loss scale while it is in fp16; it may go on in another precision."""
+        if self.config.train.precision != "fp16":
+            self.state.loss_scale = None
+        elif self.state.loss_scale is None:
+            self.state.loss_scale = LossScale()
 
     def save(self) -> None:
         """Write a checkpoint, unless there is one of this very moment."""
@@ -117,6 +126,8 @@ class Session:
         `sums` of the result: the global batch's mean loss, then `requests` summed over ranks.
         """
         engine, objective, size = self.engine, self.objective, self.config.train.batch
+        if self.state.loss_scale is not None:
+            engine.scale = self.state.loss_scale.value
         _seed_layers(stable_hash(self.state.seed, self.state.samples, engine.rank), engine.device)
         local = [batch.to(engine.device) for batch in batches]
         context = engine.forward(lambda: objective.begin(engine.module, local))
@@ -140,14 +151,19 @@ class Session:
             Diverged: too many steps in a row changed nothing.
         """
         state, size = self.state, self.config.train.batch
+        scale = state.loss_scale
         if stats.applied:
             self.ema.update(state.ema_updates)
             state.ema_updates += 1
             state.steps += 1
             state.skipped_in_row = 0
             state.window.add(size, stats.sums[0], stats.grad_norm)
+        elif scale is not None and stats.overflowed and scale.can_fall:
+            state.overflowed += size
         else:
             state.skip(size)
+        if scale is not None and (stats.applied or stats.overflowed):
+            scale.update(stats.overflowed)
         state.advance(size, self.epoch_size)
         if state.skipped_in_row >= MOST_SKIPPED:
             raise Diverged(
