@@ -10,6 +10,7 @@ from torch import nn
 from base.errors import UserError
 from trainer.config import LoopConfig, OptimConfig, Precision
 from trainer.engine.base import Engine, Setup
+from trainer.engine.blocks import apply_plan
 from trainer.engine.processes import environment_world_size
 
 
@@ -30,6 +31,7 @@ def open_engine(
         train.zero_stage,
         lambda world_size: micro_batches(train, world_size),
     )
+    apply_plan(module, train, device)
     if train.engine == "deepspeed":
         from trainer.engine.deepspeed import DeepSpeedEngine
 

@@ -201,6 +201,10 @@ class UNet(nn.Module):
                 stages.append(_Stage(width, width, config, False, "up"))
         return stages
 
+    def compute_blocks(self) -> list[nn.Module]:
+        """Where nearly all the work and the activations are, one by one."""
+        return [*self.down, self.middle_in, self.middle_out, *self.up]
+
     def _memory_format(self) -> torch.memory_format:
         """The weights decide, not the caller's picture: channels_last is the faster on a GPU, and
         on a CPU bf16 group norms are twenty times slower in it."""
