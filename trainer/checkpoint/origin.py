@@ -147,15 +147,11 @@ class _RunWeights:
 
 class _FileWeights:
     def __init__(self, path: Path) -> None:
-        try:
-            self._file: Any = safe_open(str(path), framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: is no safetensors file ({error})") from error
+        self._path, self._file = path, _opened(path)
         names = self._file.keys()
         self.shapes: Mapping[str, tuple[int, ...]] = {
             name: tuple(self._file.get_slice(name).get_shape()) for name in names
         }
-        self._path = path
 
     def verify(self) -> str:
         return sha256_file(self._path)
@@ -163,3 +159,10 @@ class _FileWeights:
     def part(self, name: str, start: int, count: int) -> Tensor:
         tensor: Tensor = self._file.get_tensor(name)
         return tensor.reshape(-1)[start : start + count].float()
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(str(path), framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: is no safetensors file ({error})") from error

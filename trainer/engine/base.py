@@ -111,6 +111,7 @@ class Setup:
     precision: Precision
     zero_stage: int
     micro_batches: Callable[[int], int]  # world size → backward calls a step
+    offload: bool = False  # masters, moments and averages lie in the host's memory
 
 
 def owned_range(count: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -55,7 +55,7 @@ class DeepSpeedEngine:
             )
         _join(deepspeed, device)
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
-        groups = split_by_decay(module)
+        groups = split_by_decay(module, optim.no_decay)
         self._adamw = make_adamw(
             [(group.decays, [parameter for _, parameter in group.named]) for group in groups], optim
         )
@@ -93,7 +93,8 @@ class DeepSpeedEngine:
             norm = _total_norm(self.module, self.device)
             guard(self._adamw, norm, sums, self._clip)
         else:  # DeepSpeed clips and refuses a bad gradient; a bad loss is ours to refuse
-            self._adamw.found_inf = not_finite(sums)  # type: ignore[attr-defined]
+            bad = not_finite(sums).to(self._partition.masters()[0].device)
+            self._adamw.found_inf = bad  # type: ignore[attr-defined]
         with self._unscaling():
             self._engine.step()
         if not self._own_step:
@@ -223,6 +224,10 @@ def _deepspeed_config(
             "allgather_bucket_size": bucket,
         },
     }
+    if setup.offload:
+        place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        config["zero_optimization"]["offload_optimizer"] = place
+        config["zero_force_ds_cpu_optimizer"] = False  # ours is as fused, and needs no compiler
     if setup.precision == "bf16":
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
     if setup.precision == "fp16":

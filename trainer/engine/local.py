@@ -35,7 +35,8 @@ class LocalEngine:
         self.scale = 1.0
         self._clip = optim.clip_grad
         dtype = DTYPES[setup.precision]
-        self._groups = [_FlatGroup(group, dtype) for group in split_by_decay(self.module)]
+        groups = split_by_decay(self.module, optim.no_decay)
+        self._groups = [_FlatGroup(group, dtype) for group in groups]
         _cast_rest(self.module, dtype)
         self._optimizer = make_adamw(
             [(group.decays, [group.master]) for group in self._groups], optim

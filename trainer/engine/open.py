@@ -30,6 +30,7 @@ def open_engine(
         resolve_precision(train, device),
         train.zero_stage,
         lambda world_size: micro_batches(train, world_size),
+        train.offload == "optimizer",
     )
     apply_plan(module, train, device)
     if train.engine == "deepspeed":
