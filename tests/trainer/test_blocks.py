@@ -125,6 +125,21 @@ def test_compiled_blocks(make: Callable[[], Any]) -> None:
     assert both.bytes < 0.3 * plain.bytes
 
 
+@pytest.mark.parametrize("make", [decoder, upsampler])
+def test_channels_last(make: Callable[[], Any]) -> None:
+    """The same numbers, and the layout goes through every block."""
+    model, inputs = made(make)
+    plain = Pass(model, inputs)
+    loop = LoopConfig(samples=1, batch=1, channels_last=True)
+    apply_plan(model, loop, CPU)
+    seen = []
+    for block in model.compute_blocks():
+        block.register_forward_hook(lambda block, inputs, out: seen.append(out))
+    assert_same(Pass(model, inputs), plain, 1e-5)
+    assert seen
+    assert all(out.is_contiguous(memory_format=torch.channels_last) for out in seen)
+
+
 @pytest.mark.skipif(not SOAK, reason="set UNCLIP_SOAK: takes minutes")
 @every_model
 def test_what_the_compiler_makes(make: Callable[[], Any]) -> None:
@@ -155,6 +170,8 @@ def test_deepspeed_recomputes_too(
 def test_what_cannot_be_done_is_refused(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with pytest.raises(UserError, match=r"train\.channels_last: got true, but ToyModel has no U-"):
+        train(toy.toy_config(dataset, tmp_path / "run", train={"channels_last": True}))
     for name in ("checkpoint_activations", "compile"):
         with pytest.raises(UserError, match=f"train.{name}: got true, but ToyModel names no"):
             train(toy.toy_config(dataset, tmp_path / "run", train={name: True}))

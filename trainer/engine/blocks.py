@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from base.errors import UserError, one_line
 from trainer.config import LoopConfig
 from trainer.models.attention import fast_attention_of_others
+from trainer.models.unet import UNet
 
 _FORMS = 8  # of one block's input that may be compiled: shares of a batch, training or not
 
@@ -32,13 +33,15 @@ class HasBlocks(Protocol):
 
 
 def apply_plan(module: nn.Module, train: LoopConfig, device: torch.device) -> None:
-    """Compile the blocks of `module` and let them forget their activations, as `train` asks.
+    """Compile the blocks of `module`, let them forget their activations, turn its pictures.
 
-    Names of parameters stay. Before an engine takes the module over.
+    What `train` asks of these. Names of parameters stay. Before an engine takes the module over.
 
     Raises:
-        UserError: the model names no blocks, or nothing can be compiled here.
+        UserError: the model has no U-Net or names no blocks, or nothing can be compiled here.
     """
+    if train.channels_last:
+        _turn_pictures(module)
     asked = [name for name in ("checkpoint_activations", "compile") if getattr(train, name)]
     if not asked:
         return
@@ -55,6 +58,19 @@ def apply_plan(module: nn.Module, train: LoopConfig, device: torch.device) -> No
         compile_blocks(blocks)
     if train.checkpoint_activations:
         checkpoint_blocks(blocks, device)
+
+
+def _turn_pictures(module: nn.Module) -> None:
+    """Lay the pictures inside U-Nets out with their channels last.
+
+    Not the weights: engines hold them in flat buffers, of which checkpoints store ranges in the
+    order of the names' shapes. A convolution turns its own for each use, which costs little.
+    """
+    nets = [part for part in module.modules() if isinstance(part, UNet)]
+    if not nets:
+        raise UserError(f"train.channels_last: got true, but {type(module).__name__} has no U-Net")
+    for net in nets:
+        net.channels_last = True
 
 
 def checkpoint_blocks(blocks: Sequence[nn.Module], device: torch.device) -> None:
