@@ -14,8 +14,10 @@ from torch import Tensor
 
 from trainer.models.unet import UNet, UNetConfig
 
-_NET = UNetConfig(channels=64, multipliers=(1, 2, 3), blocks=1, attention_levels=(2,))
-_BATCH, _SIDE, _ROUNDS = 4, 32, 5
+_NET = UNetConfig(
+    channels=32, multipliers=(1, 2, 3), blocks=1, attention_levels=(2,), head_width=32
+)
+_BATCH, _SIDE, _ROUNDS = 2, 32, 5
 
 
 def main() -> None:

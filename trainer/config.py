@@ -67,7 +67,7 @@ class LoopConfig(Config):
     offload: Literal["none", "optimizer"] = "none"  # to the host's memory, with ZeRO 1 to 3
     checkpoint_activations: bool = False  # of the model's blocks: less memory, a third more work
     compile: bool = False  # the model's blocks, by torch.compile at their first use
-    channels_last: bool = False  # pictures inside a U-Net: faster on GPUs with tensor cores
+    channels_last: bool = False  # pictures inside a U-Net: for tensor cores; slower on a CPU
     workers: Count = 0  # reading processes; 0: one thread of this process
     read_ahead: Positive = 4  # global batches
     checkpoint_every: Positive | None = None  # None: at the end and when stopped

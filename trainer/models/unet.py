@@ -207,8 +207,8 @@ class UNet(nn.Module):
         return [*self.down, self.middle_in, self.middle_out, *self.up]
 
     def _memory_format(self) -> torch.memory_format:
-        """The model decides, not the caller's picture: channels_last is the faster on a GPU, and
-        on a CPU bf16 group norms are slower in it (benchmarks/memory_format.py)."""
+        """The model decides, not the caller's picture: channels_last is what a GPU's convolutions
+        want, and on a CPU bf16 group norms are slower in it (benchmarks/memory_format.py)."""
         weight = self.conv_in.weight
         last = weight.is_contiguous(memory_format=torch.channels_last)
         if self.channels_last or (last and not weight.is_contiguous()):
