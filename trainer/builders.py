@@ -23,6 +23,7 @@ from base.errors import UserError, one_line
 from base.files import atomic_path, write_json
 from trainer.checkpoint.export import read_weights
 from trainer.config import AnyTrainConfig
+from trainer.engine.base import DTYPES
 from trainer.engine.open import resolve_precision
 from trainer.models.clip import (
     Clip,
@@ -161,9 +162,8 @@ def _text_encoder(config: AnyTrainConfig, device: torch.device) -> TextEncoder:
     if config.clip is None:
         raise UserError(f"clip: missing, expected the CLIP whose captions the {config.stage} reads")
     precision = resolve_precision(config.train, device)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     load = partial(_outlined, config) if device.type == "meta" else load_text_encoder
-    text = load(config.clip).to(device, dtype)
+    text = load(config.clip).to(device, DTYPES[precision])
     wanted = {"model.text_width": text.width, "model.embedding_dim": text.embedding_dim}
     for field, expected in wanted.items():
         got = getattr(config.model, field.partition(".")[2])

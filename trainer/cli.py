@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,6 +43,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 def train(
     config: Annotated[Path, typer.Argument(help="The run's YAML file.")],
     override: Override = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN_OR_FILE[@SAMPLES][:ema|raw]",
+            help="Weights that a new run begins with: another RUN's, or a safetensors file's.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Train one stage; run it again to go on from the last checkpoint.
@@ -52,8 +60,11 @@ def train(
     from trainer.loop import train as run_training
     from trainer.stages import load_train_config
 
+    overrides = [*(override or ())]
+    if init_from is not None:
+        overrides.append(f"init_from={dumps(init_from)}")
     with group_scope():
-        result = run_training(load_train_config(config, override or ()))
+        result = run_training(load_train_config(config, overrides))
     if json:
         emit_json(result)
     else:

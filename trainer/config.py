@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from base.config import Config
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -48,6 +48,7 @@ class OptimConfig(Config):
     betas: tuple[Share, Share] = (0.9, 0.99)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0  # of tensors with two or more dimensions
+    no_decay: tuple[str, ...] = ()  # names of such that do not, as of files: "*positions"
     clip_grad: Annotated[float, Field(ge=0)] = 1.0  # largest global norm; 0: not clipped
     warmup: Count = 0
     schedule: Literal["constant", "cosine"] = "constant"
@@ -60,9 +61,13 @@ class LoopConfig(Config):
     samples: Positive
     batch: Positive  # over all ranks and micro-batches
     micro_batch: Positive | None = None  # per rank; None: the rank's whole share
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
     engine: Literal["deepspeed", "local"] = "deepspeed"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    offload: Literal["none", "optimizer"] = "none"  # to the host's memory, with ZeRO 1 to 3
+    checkpoint_activations: bool = False  # of the model's blocks: less memory, a third more work
+    compile: bool = False  # the model's blocks, by torch.compile at their first use
+    channels_last: bool = False  # pictures inside a U-Net: for tensor cores; slower on a CPU
     workers: Count = 0  # reading processes; 0: one thread of this process
     read_ahead: Positive = 4  # global batches
     checkpoint_every: Positive | None = None  # None: at the end and when stopped
@@ -75,6 +80,10 @@ class LoopConfig(Config):
     def _fits(self) -> LoopConfig:
         if self.micro_batch is not None and self.micro_batch > self.batch:
             raise ValueError(f"micro_batch: got {self.micro_batch}, expected <= batch {self.batch}")
+        if self.offload != "none" and (self.engine == "local" or self.zero_stage == 0):
+            raise ValueError(
+                f"offload: got {self.offload}, expected none without DeepSpeed's ZeRO 1 to 3"
+            )
         return self
 
 
@@ -117,6 +126,7 @@ class TrainConfig(Config, Generic[ModelT, ObjectiveT]):
     out: Path  # the RUN folder
     data: DataConfig
     clip: str | None = None  # a RUN of stage clip, or what `--clip` takes, for text states
+    init_from: str | None = None  # RUN[@SAMPLES][:ema|raw] or FILE.safetensors; None: random
     seed: Count = 0
     model: ModelT
     objective: ObjectiveT

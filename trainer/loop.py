@@ -18,6 +18,7 @@ from base.hashing import stable_hash
 from base.lease import Lease, require_held
 from base.progress import Progress
 from base.stop import StopFlag
+from trainer.checkpoint.origin import parse_origin
 from trainer.checkpoint.read import newest_checkpoint
 from trainer.checkpoint.write import adopt, complete_checkpoints
 from trainer.config import AnyTrainConfig
@@ -120,6 +121,8 @@ def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
     try:
         session = Session(config, parts.objective, engine, facts, catalogue.epoch_size)
         resumed_from = session.resume(_warn)
+        if resumed_from is None and config.init_from is not None:
+            session.begin_with(parse_origin(config.init_from))
         if engine.rank == 0:
             write_record(config, engine)
         _run(session, stop)

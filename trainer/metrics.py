@@ -26,8 +26,9 @@ class Metrics:
     quarter of the diffusion's time), `lr`, `grad_norm` (mean, before clipping),
     `samples_per_second`, `seconds` (of training, in all), `waited` (share of the time spent waiting
     for the loader), `stalled` (seconds of the stretch spent waiting for checkpoints), `skipped`
-    (samples left out so far), and what the caller adds. What lies after `start`, the samples of
-    the checkpoint that the run goes on from, is dropped: those steps come again.
+    (samples left out so far because something was not finite), `overflowed` (because fp16's loss
+    scale was too large), and what the caller adds. What lies after `start`, the samples of the
+    checkpoint that the run goes on from, is dropped: those steps come again.
     A context manager: outlets have threads, which end with it.
     """
 
@@ -68,6 +69,7 @@ class Metrics:
             "waited": round(window.waited / max(window.seconds, 1e-9), 4),
             "stalled": round(window.stalled, 3),
             "skipped": sum(end - start for start, end in state.skipped),
+            "overflowed": state.overflowed,
             **more,
         }
         for part, loss in enumerate(window.losses_by_time()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from base.errors import UserError
 from trainer.config import OptimConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -35,14 +37,27 @@ def learning_rate(config: OptimConfig, samples: int, total: int) -> float:
     return config.lr * (config.final + (1 - config.final) * share)
 
 
-def split_by_decay(model: nn.Module) -> list[Group]:
-    """Trained parameters in two groups: those that decay (matrices, kernels) and the others.
+def split_by_decay(model: nn.Module, no_decay: Sequence[str] = ()) -> list[Group]:
+    """Trained parameters in two groups: those that decay and the others.
 
-    The groups and their order do not depend on the engine; an empty group is left out.
+    Whatever has two dimensions or more decays (matrices, kernels, tables of embeddings and of
+    positions, as in CLIP's training), unless a pattern of `no_decay` matches its name. The groups
+    and their order do not depend on the engine; an empty group is left out.
+
+    Raises:
+        UserError: a pattern matches no such name.
     """
     trained = [pair for pair in model.named_parameters() if pair[1].requires_grad]
-    decayed = Group(True, [pair for pair in trained if pair[1].ndim >= 2])
-    others = Group(False, [pair for pair in trained if pair[1].ndim < 2])
+    decaying = {name for name, parameter in trained if parameter.ndim >= 2}
+    for pattern in no_decay:
+        if not fnmatch.filter(decaying, pattern):
+            raise UserError(
+                f"optim.no_decay: got {pattern!r}, which matches no tensor that would decay; "
+                f"there are {', '.join(sorted(decaying)[:3])}, ..."
+            )
+    spared = {name for pattern in no_decay for name in fnmatch.filter(decaying, pattern)}
+    decayed = Group(True, [pair for pair in trained if pair[0] in decaying - spared])
+    others = Group(False, [pair for pair in trained if pair[0] not in decaying - spared])
     return [group for group in (decayed, others) if group.named]
 
 

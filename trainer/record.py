@@ -22,6 +22,7 @@ from base.places import Place, folder_place
 from data_pipeline.schema.dataset import ClipInfo, DatasetInfo, clip_from_json, clip_path
 from data_pipeline.schema.selection import read_selection
 from trainer.batch import Needs
+from trainer.checkpoint.origin import parse_origin
 from trainer.config import AnyTrainConfig
 from trainer.engine.base import Engine
 from trainer.loader.catalogue import Catalogue
@@ -57,12 +58,15 @@ def run_facts(config: AnyTrainConfig, catalogue: Catalogue) -> dict[str, Any]:
         "seed": config.seed,
         "data": fingerprint([[info.plan_fingerprint for info in datasets], order]),
         "clips": clips,
+        "init_from": config.init_from and str(parse_origin(config.init_from)),
         "config": fingerprint(config),
     }
 
 
 def require_same_run(facts: Mapping[str, Any], earlier: Mapping[str, Any], out: Path) -> None:
     """Refuse to continue a run with what it was not begun with.
+
+    Weights to begin with need not be named again.
 
     Raises:
         UserError: names the first section that differs.
@@ -76,6 +80,12 @@ def require_same_run(facts: Mapping[str, Any], earlier: Mapping[str, Any], out: 
         raise UserError(
             f"{differing[0]}: differs from the run that was begun in {out}; "
             "go back to its config.yaml, or choose another `out`"
+        )
+    asked, begun = facts["init_from"], earlier.get("init_from")
+    if asked not in (None, begun):
+        raise UserError(
+            f"init_from: got {asked}, but the run in {out} was begun with "
+            f"{begun or 'random weights'}; leave it out, or choose another `out`"
         )
 
 

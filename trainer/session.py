@@ -14,6 +14,7 @@ from base.errors import UserError
 from base.hashing import stable_hash
 from trainer.batch import Batch
 from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.origin import Origin, find_weights
 from trainer.checkpoint.read import (
     Checkpoint,
     SliceReader,
@@ -26,9 +27,10 @@ from trainer.config import AnyTrainConfig
 from trainer.ema import Ema
 from trainer.engine.base import Engine, Flat, StepStats, fill
 from trainer.objectives.base import Objective
+from trainer.optim import MOMENTS
 from trainer.record import require_same_run
 from trainer.rng import SampleRandom
-from trainer.state import BUCKETS, TrainState
+from trainer.state import BUCKETS, LossScale, TrainState
 
 
 class Session:
@@ -45,6 +47,7 @@ class Session:
         self.config, self.objective, self.engine, self.facts = config, objective, engine, facts
         self.epoch_size = epoch_size  # samples
         self.state = TrainState(config.seed)
+        self._require_scale()
         self.ema = Ema(engine.flats(), config.ema)
         self.saved_at: int | None = None  # samples of the last checkpoint
         self.forward_seconds = 0.0  # of the last step, before others are waited for
@@ -115,11 +118,35 @@ class Session:
         every = train.checkpoint_every
         return every is not None and state.samples % every < train.batch
 
+    def begin_with(self, origin: Origin) -> None:
+        """Take the weights that a new run begins with; optimizer and counters start anew.
+
+        Raises:
+            UserError: there are none, or they are another model's; all ranks raise alike.
+        """
+        fixed = _fixed(self.engine.module)
+        wanted = {name: tuple(tensor.shape) for name, tensor in fixed.items()}
+        for part in self.engine.gather(_shapes(self.engine.flats())):
+            wanted |= part
+        weights, record = find_weights(self.engine, origin, wanted)
+        self.facts = {**self.facts, "begun_with": record}
+
+        def read(kind: str, name: str, start: int, count: int) -> Tensor:
+            return torch.zeros(count) if kind in MOMENTS else weights.part(name, start, count)
+
+        self.engine.restore(read, steps=0)
+        self.ema = Ema(self.engine.flats(), self.config.ema)
+        for name, tensor in fixed.items():
+            tensor.copy_(weights.part(name, 0, tensor.numel()).view(tensor.shape))
+
     def _restore(self, checkpoint: Checkpoint) -> None:
         require_same_run(self.facts, checkpoint.manifest.facts, self.config.out)
-        _require_shapes(self.engine.flats(), checkpoint.manifest)
+        _require_shapes(_shapes(self.engine.flats()), checkpoint.manifest)
+        earlier, begun = checkpoint.manifest.facts, ("init_from", "begun_with")
+        self.facts = {**self.facts, **{name: earlier[name] for name in begun if name in earlier}}
         reader = SliceReader(checkpoint)
         self.state = checkpoint.state()
+        self._require_scale()
         self.state.advance(0, self.epoch_size)  # the first checkpoints tell no epoch
         self.engine.restore(reader, self.state.steps)
         flats = self.engine.flats()
@@ -127,6 +154,13 @@ class Session:
         fill(self.ema.alone(flats), reader)
         _load_fixed(self.engine.module, reader, checkpoint.manifest)
         self.saved_at = self.state.samples
+
+    def _require_scale(self) -> None:
+        """A run has a loss scale while it is in fp16; it may go on in another precision."""
+        if self.config.train.precision != "fp16":
+            self.state.loss_scale = None
+        elif self.state.loss_scale is None:
+            self.state.loss_scale = LossScale()
 
     def save(self) -> None:
         """Write a checkpoint, unless there is one of this very moment."""
@@ -150,6 +184,8 @@ class Session:
         what `Window.add` takes as `by_time`.
         """
         engine, objective, size = self.engine, self.objective, self.config.train.batch
+        if self.state.loss_scale is not None:
+            engine.scale = self.state.loss_scale.value
         _seed_layers(stable_hash(self.state.seed, self.state.samples, engine.rank), engine.device)
         local = [batch.to(engine.device) for batch in batches]
         context = engine.forward(lambda: objective.begin(engine.module, local))
@@ -185,14 +221,19 @@ class Session:
     def count(self, stats: StepStats) -> None:
         """Bring average and progress up to date with a step."""
         state, size = self.state, self.config.train.batch
+        scale = state.loss_scale
         if stats.applied:
             self.ema.update(state.ema_updates)
             state.ema_updates += 1
             state.steps += 1
             state.skipped_in_row = 0
             state.window.add(size, stats.sums[0], stats.grad_norm, stats.sums[-2 * BUCKETS :])
+        elif scale is not None and stats.overflowed and scale.can_fall:
+            state.overflowed += size
         else:
             state.skip(size)
+        if scale is not None and (stats.applied or stats.overflowed):
+            scale.update(stats.overflowed)
         state.advance(size, self.epoch_size)
 
 
@@ -203,15 +244,17 @@ def _seed_layers(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed >> 1)
 
 
-def _require_shapes(flats: Sequence[Flat], manifest: Manifest) -> None:
-    for flat in flats:
-        for piece in flat.pieces:
-            stored = manifest.tensors.get(piece.name)
-            if stored is None or stored.shape != piece.shape:
-                found = "nothing" if stored is None else str(list(stored.shape))
-                raise UserError(
-                    f"checkpoint: {piece.name}: got {found}, expected {list(piece.shape)}"
-                )
+def _shapes(flats: Sequence[Flat]) -> dict[str, tuple[int, ...]]:
+    """Of the whole tensors that this rank holds a range of."""
+    return {piece.name: tuple(piece.shape) for flat in flats for piece in flat.pieces}
+
+
+def _require_shapes(shapes: Mapping[str, tuple[int, ...]], manifest: Manifest) -> None:
+    for name, shape in shapes.items():
+        stored = manifest.tensors.get(name)
+        if stored is None or stored.shape != shape:
+            found = "nothing" if stored is None else str(list(stored.shape))
+            raise UserError(f"checkpoint: {name}: got {found}, expected {list(shape)}")
 
 
 def _fixed(module: nn.Module) -> dict[str, Tensor]:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from base.errors import UserError
 
-_LATER = {"epoch", "rollbacks", "recent"}  # fields that the first checkpoints do not have
-
+# Fields that the first checkpoints do not have.
+_LATER = {"epoch", "overflowed", "loss_scale", "rollbacks", "recent"}
+_CLEAN = 2000  # steps without an overflow, after which a loss scale is doubled
 
 BUCKETS = 4  # equal parts of the diffusion's time, whose losses are told apart
 
@@ -57,6 +58,31 @@ class Rollback(NamedTuple):
 
 
 @dataclass
+class LossScale:
+    """What losses are multiplied by in fp16, so that small gradients are not lost.
+
+    Halved when a gradient overflows, doubled after a long time without that (Micikevicius et al.
+    2018, section 3.2; the figures are those of torch's GradScaler).
+    """
+
+    value: float = 2.0**16
+    clean: int = 0  # steps without an overflow since the last change
+
+    @property
+    def can_fall(self) -> bool:
+        """Whether a gradient that is not finite may be the scale's fault."""
+        return self.value > 1
+
+    def update(self, overflowed: bool) -> None:
+        """Bring the scale up to date with a step whose loss was finite."""
+        self.clean = 0 if overflowed else self.clean + 1
+        if overflowed:
+            self.value = max(self.value / 2, 1.0)
+        elif self.clean == _CLEAN:
+            self.value, self.clean = self.value * 2, 0
+
+
+@dataclass
 class TrainState:
     """Progress of a run. `samples` is the position of the next global batch."""
 
@@ -68,6 +94,8 @@ class TrainState:
     seconds: float = 0.0  # of training, over all sessions
     skipped: list[tuple[int, int]] = field(default_factory=list)  # [start, end) of samples
     skipped_in_row: int = 0
+    overflowed: int = 0  # samples of steps left out because the loss scale was too large
+    loss_scale: LossScale | None = None  # of a run in fp16
     window: Window = field(default_factory=Window)
     rollbacks: list[Rollback] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)  # losses that a spike is told from
@@ -129,6 +157,8 @@ def state_from_json(data: Any, where: str) -> TrainState:
     known = {name: data[name] for name in names & set(data)}
     try:
         known["window"] = Window(**known["window"])
+        if known.get("loss_scale") is not None:
+            known["loss_scale"] = LossScale(**known["loss_scale"])
         known["skipped"] = [(int(start), int(end)) for start, end in known["skipped"]]
         known["rollbacks"] = [Rollback(*record) for record in known.get("rollbacks", ())]
         return TrainState(**known)

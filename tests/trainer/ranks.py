@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import numpy as np
 import torch
 import toy
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from trainer.config import AnyTrainConfig
 from trainer.engine.base import Flat
 from trainer.engine.deepspeed import DeepSpeedEngine
-from trainer.engine.open import open_engine
+from trainer.engine.open import micro_batches, open_engine
 from trainer.engine.processes import environment_rank, group_scope
 from trainer.loader.plan import Plan
 from trainer.loader.samples import SampleReader
@@ -40,6 +43,7 @@ def main(data: Path, folder: Path) -> None:
         for precision in ("fp32", "bf16"):
             key = f"{zero} {precision}"
             report[key] = compare_with_full_gather(data, folder, zero, precision)
+        report[f"{zero} collectives"] = [collectives(data, folder, zero, micro) for micro in (6, 2)]
     if environment_rank() == 0:
         (folder / "report.json").write_text(json.dumps(report))
 
@@ -51,10 +55,9 @@ def compare_with_full_gather(data: Path, folder: Path, zero: int, precision: str
         folder / "unused",
         train={"engine": "deepspeed", "zero_stage": zero, "precision": precision},
     )
-    parts = build_parts(config, CPU)
-    engine = open_engine(parts.model, config.optim, config.train, CPU)
+    session = open_session(config)
+    engine = session.engine
     assert isinstance(engine, DeepSpeedEngine)
-    session = Session(config, parts.objective, engine, {}, epoch_size=32)
     averages = {name: value.clone() for name, value in full(engine, "master").items()}
     for step in range(4):
         take_step(session, step)
@@ -73,10 +76,44 @@ def compare_with_full_gather(data: Path, folder: Path, zero: int, precision: str
     return {"difference": difference, "elements": sum(t.numel() for t in averages.values())}
 
 
+def collectives(data: Path, folder: Path, zero: int, micro: int) -> dict[str, int]:
+    """What a step sends, by operation, in micro-batches of `micro` samples of this rank's six."""
+    how = {"engine": "deepspeed", "zero_stage": zero, "micro_batch": micro}
+    session = open_session(toy.toy_config(data, folder / "unused", train=how))
+    take_step(session, 0)
+    take_step(session, 1)  # ZeRO 3 learns the order of its gathers
+    with Collectives() as mode:
+        take_step(session, 2)
+    session.engine.close()
+    return dict(mode.found)
+
+
+class Collectives(TorchDispatchMode):
+    """Counts the operations of process groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function.namespace == "c10d":
+            self.found[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def open_session(config: AnyTrainConfig) -> Session:
+    parts = build_parts(config, CPU)
+    engine = open_engine(parts.model, config.optim, config.train, CPU)
+    return Session(config, parts.objective, engine, {}, epoch_size=32)
+
+
 def take_step(session: Session, step: int) -> None:
     config, engine = session.config, session.engine
+    parts = micro_batches(config.train, engine.world_size)
     plan = Plan(
-        config.data, session.objective.needs, 3, 0, 12, 9, engine.rank, engine.world_size, 2
+        config.data, session.objective.needs, 3, 0, 12, 9, engine.rank, engine.world_size, parts
     )
     positions = plan.positions(step)
     reader = SampleReader(config.data, session.objective.needs, 3)

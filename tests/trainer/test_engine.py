@@ -18,9 +18,10 @@ from trainer.engine import processes
 from trainer.engine.base import Setup
 from trainer.engine.local import LocalEngine
 from trainer.engine.open import micro_batches, open_engine
-from trainer.loop import train
+from trainer.loop import build_parts, train
 from trainer.metrics import read_metrics
-from trainer.optim import learning_rate
+from trainer.models.prior import DiffusionPrior, PriorConfig
+from trainer.optim import learning_rate, split_by_decay
 
 CPU = torch.device("cpu")
 
@@ -118,6 +119,39 @@ def test_local_engine_is_plain_adamw_with_clipping() -> None:
         assert stats.grad_norm == pytest.approx(norm.item(), rel=1e-5)
         for own_p, their_p in zip(ours.parameters(), theirs.parameters(), strict=True):
             assert torch.allclose(own_p, their_p, rtol=1e-5, atol=1e-6)
+
+
+def test_what_decays() -> None:
+    """Matrices and tables, not vectors; patterns spare some, and one that spares none is a typo."""
+
+    def names(*no_decay: str) -> list[set[str]]:
+        model = DiffusionPrior(PriorConfig(4, 4, 3, layers=1, heads=1, head_width=4))
+        return [{name for name, _ in group.named} for group in split_by_decay(model, no_decay)]
+
+    decayed, others = names()
+    assert {"positions", "final_token", "image_in.weight"} <= decayed
+    assert {"image_in.bias", "norm_out.weight", "norm_out.bias"} <= others
+    spared = {"positions", "final_token"}
+    assert names("pos*", "*token") == [decayed - spared, others | spared]
+    with pytest.raises(UserError, match=r"optim\.no_decay: got '\*\.bias', which matches no"):
+        names("*.bias")
+
+
+@pytest.mark.parametrize(
+    "how", [{"engine": "local"}, {"engine": "deepspeed"}], ids=lambda how: how["engine"]
+)
+def test_what_is_spared_keeps_its_size(
+    deepspeed_ready: None, dataset: Path, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    """At a rate at which decay alone is seen."""
+    optim = {"lr": 1e-6, "weight_decay": 1e4, "no_decay": ["net.0.*"], "warmup": 0}
+    config = toy.toy_config(dataset, tmp_path / "run", optim=optim, train={**how, "samples": 12})
+    before = build_parts(config, CPU).model.state_dict()
+    train(config)
+    after = read_weights(tmp_path / "run", "raw")
+    shrunk = {name: float(value.norm() / before[name].norm()) for name, value in after.items()}
+    assert shrunk["net.3.weight"] == pytest.approx(0.99, abs=1e-3)
+    assert [shrunk[f"net.{n}"] for n in ("0.weight", "3.bias")] == pytest.approx([1, 1], abs=1e-3)
 
 
 def test_bf16_keeps_what_bf16_cannot() -> None:

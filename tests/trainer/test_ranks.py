@@ -77,6 +77,18 @@ def test_slices_and_averages_are_those_of_a_full_gather(
 
 
 @pytest.mark.parametrize("zero", STAGES)
+def test_what_a_step_sends(folder: Path, zero: int) -> None:
+    """Gradients are summed once a step; where they are partitioned, once a micro-batch of three."""
+    report: Any = json.loads((folder / "report.json").read_text())[f"{zero} collectives"]
+    whole, thirds = report
+    if zero < 2:
+        assert thirds == whole
+        return
+    sums = [sent.get("allreduce_", 0) + sent.get("_reduce_scatter_base_", 0) for sent in report]
+    assert sums[1] - sums[0] == 2
+
+
+@pytest.mark.parametrize("zero", STAGES)
 def test_from_one_process_to_two_ranks(folder: Path, zero: int) -> None:
     assert_close(folder / "local_half" / str(zero), folder / "alone")
 

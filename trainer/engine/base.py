@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from trainer.config import Precision
 
 T = TypeVar("T")
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 Reader = Callable[[str, str, int, int], Tensor]
 """(kind, tensor's name, start, count) → fp32 [count]: a range of a stored, flattened tensor."""
 
@@ -47,6 +52,11 @@ class StepStats(NamedTuple):
     applied: bool  # False: loss or gradient was not finite, and nothing changed
     sums: list[float]  # the caller's values, summed over ranks
 
+    @property
+    def overflowed(self) -> bool:
+        """Whether the gradient alone was not finite: in fp16 often the loss scale's fault."""
+        return not self.applied and all(map(math.isfinite, self.sums))
+
 
 class Engine(Protocol):
     """Runs one model on this process's device, alone or with others.
@@ -59,6 +69,7 @@ class Engine(Protocol):
     world_size: int
     device: torch.device
     module: nn.Module
+    scale: float  # of losses before a backward pass, undone before clipping; 1 but in fp16
 
     def forward(self, compute: Callable[[], T]) -> T:
         """Run `compute`, which calls the module; every use of the module goes through here."""
@@ -100,6 +111,7 @@ class Setup:
     precision: Precision
     zero_stage: int
     micro_batches: Callable[[int], int]  # world size → backward calls a step
+    offload: bool = False  # masters, moments and averages lie in the host's memory
 
 
 def owned_range(count: int, rank: int, world_size: int) -> tuple[int, int]:

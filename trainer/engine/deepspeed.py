@@ -8,8 +8,8 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,9 +48,14 @@ class DeepSpeedEngine:
         setup: Setup,
         device: torch.device,
     ) -> None:
+        if setup.precision == "fp16" and not deepspeed.get_accelerator().is_fp16_supported():
+            raise UserError(
+                "train.precision: got fp16, which DeepSpeed does not run on this processor; "
+                "use bf16, or train.engine=local"
+            )
         _join(deepspeed, device)
         self.rank, self.world_size, self.device = dist.get_rank(), dist.get_world_size(), device
-        groups = split_by_decay(module)
+        groups = split_by_decay(module, optim.no_decay)
         self._adamw = make_adamw(
             [(group.decays, [parameter for _, parameter in group.named]) for group in groups], optim
         )
@@ -64,7 +69,9 @@ class DeepSpeedEngine:
         self._partition: Partition = find_partition(self._optimizer, self._adamw, groups)
         # Without ZeRO and in fp32 DeepSpeed hands the step to our optimizer as it is.
         self._own_step = self._optimizer is self._adamw
+        self._norm_is_scaled = setup.zero_stage == 0  # as DeepSpeed tells it
         self._clip = optim.clip_grad
+        self.scale = 1.0
         prepare_moments(self._adamw, self._partition.masters())
 
     def forward(self, compute: Callable[[], T]) -> T:
@@ -74,7 +81,7 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar; DeepSpeed averages over ranks, which is undone here."""
-        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+        self._engine.backward(loss * (self.world_size * self.scale), scale_wrt_gas=False)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # counts the micro-batch
 
@@ -86,11 +93,26 @@ class DeepSpeedEngine:
             norm = _total_norm(self.module, self.device)
             guard(self._adamw, norm, sums, self._clip)
         else:  # DeepSpeed clips and refuses a bad gradient; a bad loss is ours to refuse
-            self._adamw.found_inf = not_finite(sums)  # type: ignore[attr-defined]
-        self._engine.step()
+            bad = not_finite(sums).to(self._partition.masters()[0].device)
+            self._adamw.found_inf = bad  # type: ignore[attr-defined]
+        with self._unscaling():
+            self._engine.step()
         if not self._own_step:
             norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self.device)
+            norm = norm / (self.scale if self._norm_is_scaled else 1.0)
         return read_stats(norm, sums)
+
+    @contextmanager
+    def _unscaling(self) -> Iterator[None]:
+        """DeepSpeed divides gradients by its scale, which is ours for as long as it does.
+
+        Its own backward pass would multiply by it, but not without ZeRO; so `backward` does it.
+        """
+        if self.scale != 1.0:
+            self._optimizer.loss_scale = self.scale
+        yield
+        if self.scale != 1.0:
+            self._optimizer.loss_scale = 1.0
 
     def flats(self) -> list[Flat]:
         """This rank's partitions, or its share of what all ranks hold."""
@@ -187,7 +209,7 @@ def _deepspeed_config(
     elements = sum(parameter.numel() for parameter in module.parameters())
     bucket = min(elements + elements % 2, _LARGEST_BUCKET)  # DeepSpeed refuses odd ones
     # Without ZeRO and in fp32 our optimizer clips; DeepSpeed's default would clip at 1.0 before it.
-    clips = setup.zero_stage > 0 or setup.precision == "bf16"
+    clips = setup.zero_stage > 0 or setup.precision != "fp32"
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # bookkeeping: the loop counts samples itself
         "gradient_accumulation_steps": micro_batches,
@@ -202,10 +224,16 @@ def _deepspeed_config(
             "allgather_bucket_size": bucket,
         },
     }
+    if setup.offload:
+        place = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        config["zero_optimization"]["offload_optimizer"] = place
+        config["zero_force_ds_cpu_optimizer"] = False  # ours is as fused, and needs no compiler
     if setup.precision == "bf16":
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        if setup.zero_stage > 0:
-            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    if setup.precision == "fp16":
+        config["fp16"] = {"enabled": True, "loss_scale": 1.0}  # the run has a scale of its own
+    if setup.precision != "fp32" and setup.zero_stage > 0:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import OptimConfig
-from trainer.engine.base import Flat, Reader, Setup, StepStats, cut_flat, fill
+from trainer.engine.base import DTYPES, Flat, Reader, Setup, StepStats, cut_flat, fill
 from trainer.engine.step import guard, read_stats
 from trainer.optim import MOMENTS, Group, make_adamw, prepare_moments, set_rate, split_by_decay
 
@@ -20,8 +20,8 @@ class LocalEngine:
     """Holds all weights in one process.
 
     Each group's parameters become views of one flat buffer, and so do their gradients, so that
-    norm, update and average are a few large operations. In bf16 the model computes with bf16
-    weights; masters and accumulated gradients stay fp32.
+    norm, update and average are a few large operations. In bf16 and fp16 the model computes with
+    weights of that kind; masters and accumulated gradients stay fp32.
     """
 
     rank = 0
@@ -32,9 +32,11 @@ class LocalEngine:
     ) -> None:
         self.device = device
         self.module = module.to(device)
+        self.scale = 1.0
         self._clip = optim.clip_grad
-        dtype = torch.bfloat16 if setup.precision == "bf16" else torch.float32
-        self._groups = [_FlatGroup(group, dtype) for group in split_by_decay(self.module)]
+        dtype = DTYPES[setup.precision]
+        groups = split_by_decay(self.module, optim.no_decay)
+        self._groups = [_FlatGroup(group, dtype) for group in groups]
         _cast_rest(self.module, dtype)
         self._optimizer = make_adamw(
             [(group.decays, [group.master]) for group in self._groups], optim
@@ -47,15 +49,15 @@ class LocalEngine:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss * self.scale).backward()  # type: ignore[no-untyped-call]
         for group in self._groups:
             group.accumulate()
 
     def step(self, rate: float, sums: Tensor) -> StepStats:
         """Clip, update and clear, with one read of the device; a bad gradient changes nothing."""
         norms = [torch.linalg.vector_norm(group.gradient) for group in self._groups]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
-        guard(self._optimizer, norm, sums, self._clip)
+        norm = torch.linalg.vector_norm(torch.stack(norms)) / self.scale
+        guard(self._optimizer, norm, sums, self._clip, self.scale)
         set_rate(self._optimizer, rate)
         self._optimizer.step()
         for group in self._groups:
@@ -98,7 +100,7 @@ class LocalEngine:
 
 
 class _FlatGroup:
-    """Parameters of one group in flat buffers: masters, gradients and, in bf16, the weights."""
+    """Parameters of one group in flat buffers: masters, gradients and, but in fp32, the weights."""
 
     def __init__(self, group: Group, dtype: torch.dtype) -> None:
         self.decays = group.decays
@@ -115,7 +117,7 @@ class _FlatGroup:
         _point_into(parameters, self._low, self._low_gradient)
 
     def accumulate(self) -> None:
-        """Move bf16 gradients of one micro-batch to the fp32 sum; fp32 ones are there already."""
+        """Move low gradients of one micro-batch to the fp32 sum; fp32 ones are there already."""
         if self._low_gradient is not self.gradient:
             self.gradient.add_(self._low_gradient)
             self._low_gradient.zero_()

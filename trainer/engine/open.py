@@ -10,6 +10,7 @@ from torch import nn
 from base.errors import UserError
 from trainer.config import LoopConfig, OptimConfig, Precision
 from trainer.engine.base import Engine, Setup
+from trainer.engine.blocks import apply_plan
 from trainer.engine.processes import environment_world_size
 
 
@@ -29,7 +30,9 @@ def open_engine(
         resolve_precision(train, device),
         train.zero_stage,
         lambda world_size: micro_batches(train, world_size),
+        train.offload == "optimizer",
     )
+    apply_plan(module, train, device)
     if train.engine == "deepspeed":
         from trainer.engine.deepspeed import DeepSpeedEngine
 

@@ -10,15 +10,18 @@ from torch import Tensor
 from trainer.engine.base import StepStats
 
 
-def guard(optimizer: torch.optim.AdamW, norm: Tensor, sums: Tensor, clip: float) -> None:
+def guard(
+    optimizer: torch.optim.AdamW, norm: Tensor, sums: Tensor, clip: float, scale: float = 1.0
+) -> None:
     """Let the fused kernel clip and, when loss or gradient is not finite, change nothing.
 
-    Both go through the attributes that gradient scalers use, so the device is not waited for.
+    `norm` is that of the gradient proper, which was multiplied by `scale`. All go through the
+    attributes that gradient scalers use, so the device is not waited for.
     """
     numbers = torch.cat([norm.reshape(1).float(), sums])
     optimizer.found_inf = not_finite(numbers)  # type: ignore[attr-defined]
-    scale = ((norm + 1e-6) / clip).clamp(min=1.0) if clip > 0 else torch.ones_like(norm)
-    optimizer.grad_scale = scale  # type: ignore[attr-defined]
+    divisor = ((norm + 1e-6) / clip).clamp(min=1.0) if clip > 0 else torch.ones_like(norm)
+    optimizer.grad_scale = divisor * scale  # type: ignore[attr-defined]
 
 
 def not_finite(numbers: Tensor) -> Tensor:

@@ -85,6 +85,11 @@ class Clip(nn.Module):
         self.config = config
         self.clip = open_clip.CLIP(**config.open_clip())
 
+    def compute_blocks(self) -> list[nn.Module]:
+        """The transformers' blocks; a ResNet's have batch norms, which count every call."""
+        towers = (getattr(self.clip.visual, "transformer", None), self.clip.transformer)
+        return [block for tower in towers if tower is not None for block in tower.resblocks]
+
     def forward(self, image: Tensor, tokens: Tensor) -> ClipFeatures:
         """image float [B, 3, S, S], normalised; tokens int64 [any number, L]."""
         with fast_attention_of_others(image.device):

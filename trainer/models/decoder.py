@@ -58,6 +58,10 @@ class Decoder(nn.Module):
         self.conditioner = Conditioner(config)
         self.unet = UNet(config.unet)
 
+    def compute_blocks(self) -> list[nn.Module]:
+        """The U-Net's."""
+        return self.unet.compute_blocks()
+
     def forward(
         self,
         x_t: Tensor,

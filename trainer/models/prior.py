@@ -98,6 +98,10 @@ class DiffusionPrior(nn.Module):
         nn.init.normal_(self.positions, std=0.01)
         nn.init.normal_(self.final_token, std=0.01)
 
+    def compute_blocks(self) -> list[nn.Module]:
+        """Where nearly all the work and the activations are, one by one."""
+        return list(self.blocks)
+
     def forward(
         self,
         x_t: Tensor,

@@ -157,6 +157,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.channels_last = False  # pictures inside; weights may stay as they are
         fold = config.patch**2
         self.time = TimestepMLP(config.channels, config.time_width)
         self.conv_in = nn.Conv2d(config.in_channels * fold, config.channels, 3, padding=1)
@@ -201,14 +202,18 @@ class UNet(nn.Module):
                 stages.append(_Stage(width, width, config, False, "up"))
         return stages
 
+    def compute_blocks(self) -> list[nn.Module]:
+        """Where nearly all the work and the activations are, one by one."""
+        return [*self.down, self.middle_in, self.middle_out, *self.up]
+
     def _memory_format(self) -> torch.memory_format:
-        """The weights decide, not the caller's picture: channels_last is the faster on a GPU, and
-        on a CPU bf16 group norms are twenty times slower in it."""
+        """The model decides, not the caller's picture: channels_last is what a GPU's convolutions
+        want, and on a CPU bf16 group norms are slower in it (benchmarks/memory_format.py)."""
         weight = self.conv_in.weight
         last = weight.is_contiguous(memory_format=torch.channels_last)
-        return (
-            torch.channels_last if last and not weight.is_contiguous() else torch.contiguous_format
-        )
+        if self.channels_last or (last and not weight.is_contiguous()):
+            return torch.channels_last
+        return torch.contiguous_format
 
     def forward(
         self,

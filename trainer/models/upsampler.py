@@ -34,6 +34,10 @@ class Upsampler(nn.Module):
         self.config = config
         self.unet = UNet(config.unet)
 
+    def compute_blocks(self) -> list[nn.Module]:
+        """The U-Net's."""
+        return self.unet.compute_blocks()
+
     def forward(self, x_t: Tensor, t: Tensor, enlarged: Tensor) -> Tensor:
         """x_t and enlarged [B, 3, H, W]; t int64 [B]. Returns [B, 3, H, W]."""
         out: Tensor = self.unet(torch.cat([x_t, enlarged.to(x_t.dtype)], dim=1), t)

@@ -15,6 +15,7 @@ from trainer.diffusion.guidance import Denoiser
 from trainer.diffusion.process import Diffusion
 from trainer.diffusion.samplers import ancestral, ddim
 from trainer.diffusion.schedules import spaced_timesteps
+from trainer.engine.base import DTYPES
 from trainer.models.decoder import Decoder
 from trainer.models.prior import DiffusionPrior
 from trainer.models.upsampler import Upsampler
@@ -69,6 +70,5 @@ def load_part(settings: PartConfig, stage: str, device: torch.device, precision:
     missing = network.load_state_dict(weights, strict=False)
     if missing.missing_keys or missing.unexpected_keys:
         raise UserError(f"{stage}.run: {run}: weights do not fit its config: {missing}")
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    network = network.to(device=device, dtype=DTYPES[precision]).eval().requires_grad_(False)
     return Part(settings, config, network, Diffusion(config.objective.diffusion))
