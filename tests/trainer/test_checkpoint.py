@@ -27,7 +27,7 @@ from trainer.checkpoint.read import (
     open_checkpoint,
     resolve_checkpoint,
 )
-from trainer.checkpoint.tensors import entry_of, write_tensors
+from trainer.checkpoint.tensors import TensorFile, entry_of, write_tensors
 from trainer.checkpoint.write import complete_checkpoints
 from trainer.loop import train
 from trainer.stages import load_weights
@@ -151,8 +151,8 @@ def test_files_are_plain_safetensors(run: Path) -> None:
 
 def test_exports_hold_averaged_or_raw_weights(run: Path, tmp_path: Path) -> None:
     for which in ("ema", "raw"):
-        path = export(run, which, tmp_path / f"{which}.safetensors")  # type: ignore[arg-type]
-        config, weights = load_weights(run, which)  # type: ignore[arg-type]
+        path = export(run, which, tmp_path / f"{which}.safetensors")
+        config, weights = load_weights(run, which)
         exported = load_file(path)
         assert set(exported) == set(weights)
         assert all(torch.equal(exported[name], value) for name, value in weights.items())
@@ -189,6 +189,70 @@ def test_our_writer_and_the_library_read_each_other(tmp_path: Path) -> None:
     save_file({k: v.contiguous() for k, v in values.items()}, tmp_path / "theirs")
     header = (tmp_path / "theirs").read_bytes()[8:]
     assert json.JSONDecoder().raw_decode(header.decode("latin-1"))[0].keys() == values.keys()
+
+
+def test_files_of_all_kinds_are_read_range_by_range(tmp_path: Path) -> None:
+    """Written by the format's own library."""
+    path = tmp_path / "x"
+    values = {
+        "a": torch.randn(3, 5),
+        "b": torch.arange(7),
+        "c": torch.randn(4).bfloat16(),
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(2.5),
+        "flags": torch.tensor([True, False]),
+    }
+    save_file(values, path, {"by": "them"})
+    file = TensorFile(path)
+    for name, value in values.items():
+        read = file.whole(name, value.shape)
+        assert (read.dtype, read.shape) == (value.dtype, value.shape)
+        assert torch.equal(read, value)
+    some = torch.empty(4)
+    file.read("a", 9, some)
+    assert torch.equal(some, values["a"].view(-1)[9:13])
+    for wrong in (
+        lambda: file.read("a", 12, some),
+        lambda: file.read("b", 0, some),
+        lambda: file.whole("a", (4, 4)),
+        lambda: file.whole("d", (1,)),
+    ):
+        with pytest.raises(UserError, match=r"x: cannot be read \((a|b|no tensor d)"):
+            wrong()
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match="is cut short"):
+        for name, value in values.items():
+            file.whole(name, value.shape)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0" * 7,
+        (1 << 60).to_bytes(8, "little") + b"{}",
+        (9).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        (2).to_bytes(8, "little") + b"\xff\xff",
+        *(
+            len(text).to_bytes(8, "little") + text.encode() + bytes(16)
+            for text in (
+                '{"a": {"dtype": "F32", "shape": [4], "data_offsets": [-16, 0]}}',
+                '{"a": {"dtype": "F32", "shape": [4], "data_offsets": [8, 24]}}',
+                '{"a": {"dtype": "F32", "shape": [1e9], "data_offsets": [0, 16]}}',
+                '{"a": {"dtype": "F32", "shape": [1, 5], "data_offsets": [0, 16]}}',
+                '{"a": {"dtype": "OBJ", "shape": [4], "data_offsets": [0, 16]}}',
+                '{"a": {"dtype": ["F32"], "shape": 4, "data_offsets": [0]}}',
+                '{"a": 4}',
+                '{"a":' + "[" * 100_000,
+            )
+        ),
+    ],
+)
+def test_headers_that_are_none(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(UserError, match=r"x: cannot be read \(not a safetensors file\)"):
+        TensorFile(tmp_path / "x")
 
 
 def test_no_pickle_is_read_or_written(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from base.errors import UserError
@@ -21,6 +20,7 @@ from trainer.checkpoint.manifest import (
     read_manifest,
     slice_key,
 )
+from trainer.checkpoint.tensors import TensorFile
 from trainer.checkpoint.write import complete_checkpoints
 from trainer.state import TrainState, state_from_json
 
@@ -111,11 +111,16 @@ def resolve_checkpoint(run: Path, samples: int | None = None) -> Checkpoint:
 
 
 class SliceReader:
-    """Gives ranges of stored tensors, whichever ranks wrote them. Files stay open in between."""
+    """Gives ranges of stored tensors, whichever ranks wrote them."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._files: dict[int, Any] = {}
+        self._files: dict[int, TensorFile] = {}
+
+    @property
+    def manifest(self) -> Manifest:
+        """What there is to read."""
+        return self._checkpoint.manifest
 
     def __call__(self, kind: str, name: str, start: int, count: int) -> Tensor:
         """Elements [start, start + count) of the flattened tensor, fp32 [count].
@@ -131,27 +136,20 @@ class SliceReader:
             first = max(start, part.start)
             last = min(start + count, part.start + part.length)
             if first < last:
-                stored = self._slice(part.rank, slice_key(kind, name))
-                result[first - start : last - start] = stored[
-                    first - part.start : last - part.start
-                ]
+                into = result[first - start : last - start]
+                self._file(part.rank).read(slice_key(kind, name), first - part.start, into)
         return result
 
     def fixed(self, name: str) -> Tensor:
         """An untrained tensor."""
-        tensor: Tensor = self._slice(0, slice_key("fixed", name))[:]
-        return tensor.reshape(self._checkpoint.manifest.fixed[name])
+        return self._file(0).whole(slice_key("fixed", name), self.manifest.fixed[name])
 
     def whole(self, kind: str, name: str) -> Tensor:
         """A trained tensor in its shape, fp32."""
         record = self._checkpoint.manifest.tensors[name]
         return self(kind, name, 0, record.count).reshape(record.shape)
 
-    def _slice(self, rank: int, key: str) -> Any:
+    def _file(self, rank: int) -> TensorFile:
         if rank not in self._files:
-            path = self._checkpoint.folder / rank_file(rank)
-            try:
-                self._files[rank] = safe_open(str(path), framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{path}: cannot be read ({error})") from error
-        return self._files[rank].get_slice(key)
+            self._files[rank] = TensorFile(self._checkpoint.folder / rank_file(rank))
+        return self._files[rank]
