@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,7 @@ Run = Annotated[Path, typer.Argument(help="The RUN folder: `out` of the config."
 At = Annotated[
     int | None, typer.Option("--at", help="Samples seen; without it, the latest checkpoint.")
 ]
+Replace = Annotated[bool, typer.Option("--replace", help="Write over a file that is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 
 
@@ -146,26 +147,49 @@ def export(
     run: Run,
     out: Annotated[Path, typer.Argument(help="The file to write.")],
     weights: Annotated[
-        str, typer.Option(help="`ema`: averaged, for sampling; `raw`: as trained.")
+        str,
+        typer.Option(help="`ema` or `ema_0.050` and the like: averaged; `raw`: as trained."),
     ] = "ema",
     at: At = None,
+    replace: Replace = False,
     json: Json = False,
 ) -> None:
     """Write a RUN's weights as one safetensors file."""
     from trainer.checkpoint.export import export as write_export
 
-    which: Literal["ema", "raw"]
-    if weights == "ema":
-        which = "ema"
-    elif weights == "raw":
-        which = "raw"
-    else:
-        raise UserError(f"--weights: got {weights!r}, expected ema or raw")
-    write_export(run, which, out, at)
+    write_export(run, weights, out, at, replace)
     if json:
-        emit_json({"out": str(out), "bytes": out.stat().st_size, "weights": which})
+        emit_json({"out": str(out), "bytes": out.stat().st_size, "weights": weights})
     else:
         typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+@checkpoint_app.command(
+    epilog="Example: `unclip checkpoint ema runs/prior --std 0.07 --out prior.safetensors`"
+)
+def ema(
+    run: Run,
+    std: Annotated[
+        float, typer.Option(help="The average's width relative to the run (EDM2's sigma_rel).")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    at: Annotated[
+        int | None, typer.Option("--at", help="Samples of a snapshot; without it, the last one.")
+    ] = None,
+    replace: Replace = False,
+    json: Json = False,
+) -> None:
+    """Write an average that was not kept while training, made of a RUN's snapshots of others."""
+    from trainer.checkpoint.synthesis import synthesise
+
+    made = synthesise(run, std, out, at, replace)
+    if json:
+        emit_json({**made._asdict(), "out": str(out), "bytes": out.stat().st_size})
+    else:
+        typer.echo(
+            f"{out}: {out.stat().st_size / 1e6:.1f} MB, {made.averages} averages up to "
+            f"{made.samples} samples, error {made.error:.2%}"
+        )
 
 
 def _require_run(run: Path) -> None:

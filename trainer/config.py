@@ -15,6 +15,8 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]  # an exponential average's decay
+LARGEST_STD = 0.288  # EDM2's sigma_rel of a power function; just below that of a plain mean
+Std = Annotated[float, Field(ge=0.001, le=LARGEST_STD)]
 
 ModelT = TypeVar("ModelT")
 ObjectiveT = TypeVar("ObjectiveT")
@@ -79,10 +81,21 @@ class LoopConfig(Config):
 
 
 class EmaConfig(Config):
-    """The averaged weights that sampling uses."""
+    """Averages of the weights: one of constant decay, and power functions of time beside it."""
 
-    decay: Share = 0.9999
+    decay: Share = 0.9999  # of `ema`, the one that sampling uses unless told otherwise
     warmup: Annotated[float, Field(ge=0)] = 10.0  # decay <= (1 + u) / (warmup + u); 0: none
+    powers: tuple[Std, ...] = ()  # kinds such as ema_0.050, by their widths relative to the run
+    snapshot_every: Positive | None = None  # samples; of `powers`, for `unclip checkpoint ema`
+
+    @model_validator(mode="after")
+    def _fits(self) -> EmaConfig:
+        for std in self.powers:
+            if round(std, 3) != std or self.powers.count(std) > 1:
+                raise ValueError(f"powers: got {std}, expected three decimals, each value once")
+        if self.snapshot_every is not None and not self.powers:
+            raise ValueError("snapshot_every: snapshots are of `powers`, and there are none")
+        return self
 
 
 class TrainConfig(Config, Generic[ModelT, ObjectiveT]):

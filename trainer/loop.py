@@ -152,6 +152,7 @@ def _run(session: Session, stop: StopFlag) -> None:
                 window = state.take_window()
                 if metrics is not None:
                     metrics.write(state, window, rate)
+            session.keep_averages(before)  # first: what lies beyond a checkpoint is dropped
             if stats.sums[1]:
                 session.save()
                 _stop(stats, config.out)

@@ -13,9 +13,11 @@ from base.hashing import stable_hash
 from trainer.batch import Batch
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.read import Checkpoint, SliceReader, newest_checkpoint, open_checkpoint
-from trainer.checkpoint.write import Snapshot, adopt, save_checkpoint
+from trainer.checkpoint.snapshots import SNAPSHOTS, remove_later_snapshots
+from trainer.checkpoint.write import Snapshot, adopt, save_checkpoint, write_folder
 from trainer.config import AnyTrainConfig
-from trainer.ema import Ema
+from trainer.ema.average import Ema
+from trainer.ema.profiles import KIND
 from trainer.engine.base import Engine, Flat, StepStats, fill
 from trainer.objectives.base import Objective
 from trainer.record import require_same_run
@@ -54,6 +56,7 @@ class Session:
             if found is not None:
                 folder = found.folder
                 adopt(self.config.out, folder, self.config.train.keep)
+            remove_later_snapshots(self.config.out, 0 if found is None else found.manifest.samples)
         folder = self.engine.gather(folder)[0]
         if folder is None:
             return None
@@ -63,13 +66,14 @@ class Session:
     def _restore(self, checkpoint: Checkpoint) -> None:
         require_same_run(self.facts, checkpoint.manifest.facts, self.config.out)
         _require_shapes(self.engine.flats(), checkpoint.manifest)
+        _require_averages(self.ema.kinds, checkpoint.manifest)
         reader = SliceReader(checkpoint)
         self.state = checkpoint.state()
         self.state.advance(0, self.epoch_size)  # the first checkpoints tell no epoch
         self.engine.restore(reader, self.state.steps)
         flats = self.engine.flats()
         self.ema = Ema(flats, self.config.ema)
-        fill(self.ema.alone(flats), reader)
+        fill(self.ema.alone(flats, self.ema.kinds), reader)
         _load_fixed(self.engine.module, reader, checkpoint.manifest)
         self.saved_at = self.state.samples
 
@@ -85,6 +89,25 @@ class Session:
         )
         save_checkpoint(self.config.out, self.engine, snapshot, self.config.train.keep)
         self.saved_at = self.state.samples
+
+    def keep_averages(self, before: int) -> None:
+        """Keep the power functions' averages every `ema.snapshot_every` samples and at the end.
+
+        `before`: the samples seen before the last step.
+        """
+        every, samples = self.config.ema.snapshot_every, self.state.samples
+        if every is None or self.state.ema_updates == 0:
+            return
+        if samples < self.config.train.samples and before // every == samples // every:
+            return
+        powers = [kind for kind in self.ema.kinds if kind != KIND]
+        snapshot = Snapshot(
+            flats=self.ema.alone(self.engine.flats(), powers),
+            fixed=_fixed(self.engine.module),
+            state=self.state,
+            facts=self.facts,
+        )
+        write_folder(self.config.out / SNAPSHOTS, self.engine, snapshot)
 
     def step(self, batches: Sequence[Batch], rate: float, requests: Sequence[float]) -> StepStats:
         """One optimizer step over this rank's micro-batches.
@@ -147,6 +170,17 @@ def _require_shapes(flats: Sequence[Flat], manifest: Manifest) -> None:
                 raise UserError(
                     f"checkpoint: {piece.name}: got {found}, expected {list(piece.shape)}"
                 )
+
+
+def _require_averages(kinds: Sequence[str], manifest: Manifest) -> None:
+    """An average that begins in the middle would not be that of the run."""
+    for kind in kinds:
+        if kind not in manifest.kinds:
+            there = ", ".join(item for item in manifest.kinds if item.startswith(KIND))
+            raise UserError(
+                f"ema.powers: {kind} was not averaged from the run's beginning, and cannot be "
+                f"begun at {manifest.samples} samples; there are: {there}"
+            )
 
 
 def _fixed(module: nn.Module) -> dict[str, Tensor]:

@@ -70,10 +70,16 @@ def test_slices_of_all_ranks_tile_the_model(folder: Path, zero: int) -> None:
 def test_slices_and_averages_are_those_of_a_full_gather(
     folder: Path, zero: int, precision: str
 ) -> None:
-    """Bit for bit: masters, both moments, and an average recomputed from gathered weights."""
+    """Bit for bit: masters, moments, and averages recomputed from gathered weights.
+
+    Each step accumulates two micro-batches, and one of the four is skipped.
+    """
     report: Any = json.loads((folder / "report.json").read_text())[f"{zero} {precision}"]
-    assert report["difference"] == {"master": 0, "exp_avg": 0, "exp_avg_sq": 0, "ema": 0}
+    averages = ("ema", "ema_0.050", "ema_0.100")
+    kinds = ("master", "exp_avg", "exp_avg_sq", *averages)
+    assert report["difference"] == dict.fromkeys(kinds, 0)
     assert report["elements"] == 472
+    assert (report["updates"], report["skipped"]) == (3, [[24, 36]])
 
 
 @pytest.mark.parametrize("zero", STAGES)

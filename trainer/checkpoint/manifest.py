@@ -17,6 +17,7 @@ FOLDER = "checkpoints"
 LATEST = "latest"
 MANIFEST = "manifest.json"
 TRAINER = "trainer.json"
+IDENTITY = ("stage", "model", "seed", "data")  # facts; with another value it is another run
 
 
 class Range(NamedTuple):
@@ -56,7 +57,7 @@ class Manifest:
     samples: int
     steps: int
     world_size: int
-    kinds: tuple[str, ...]  # "master", "exp_avg", "exp_avg_sq", "ema"
+    kinds: tuple[str, ...]  # "master", "exp_avg", "exp_avg_sq", "ema", "ema_0.050", …
     tensors: Mapping[str, TensorRecord]
     fixed: Mapping[str, tuple[int, ...]]  # untrained tensors, whole, in rank 0's file
     files: Mapping[str, FileRecord]

@@ -51,17 +51,27 @@ def save_checkpoint(run: Path, engine: Engine, snapshot: Snapshot, keep: int) ->
     Raises:
         UserError: a rank could not write; all ranks raise alike, and `latest` is as it was.
     """
-    root = run / FOLDER
+    target = write_folder(run / FOLDER, engine, snapshot)
+    _together(engine, lambda: _name_latest(run, target) if engine.rank == 0 else None)
+    if engine.rank == 0:
+        _prune(target.parent, target, keep)
+    return target
+
+
+def write_folder(root: Path, engine: Engine, snapshot: Snapshot) -> Path:
+    """Write all ranks' slices under a working name in `root`, then give the folder its name.
+
+    Raises:
+        UserError: a rank could not write; all ranks raise alike, and `root` has nothing new.
+    """
     target = root / folder_name(snapshot.state.samples)
     working = root / f"{_SAVING}{target.name}"
     _together(engine, lambda: _begin(root, working, snapshot) if engine.rank == 0 else None)
     parts = _together(engine, lambda: _write_slices(working, engine.rank, snapshot))
     _together(
         engine,
-        lambda: _complete(run, working, target, parts, snapshot) if engine.rank == 0 else None,
+        lambda: _complete(working, target, parts, snapshot) if engine.rank == 0 else None,
     )
-    if engine.rank == 0:
-        _prune(root, target, keep)
     return target
 
 
@@ -70,23 +80,36 @@ def adopt(run: Path, folder: Path, keep: int) -> None:
 
     For the one process that owns the run, once it has verified `folder` as the newest.
     """
-    remove_leftovers(run)
+    remove_leftovers(run / FOLDER)
     latest = run / LATEST
     if not latest.is_file() or latest.read_text(encoding="utf-8").strip() != folder.name:
-        write_atomic(latest, f"{folder.name}\n")
+        _name_latest(run, folder)
     _prune(run / FOLDER, folder, keep)
 
 
-def remove_leftovers(run: Path) -> None:
+def remove_leftovers(root: Path) -> None:
     """Delete what interrupted saves and removals left; nobody else may be writing."""
     for prefix in (_SAVING, _REMOVING):
-        for folder in (run / FOLDER).glob(f"{prefix}*"):
+        for folder in root.glob(f"{prefix}*"):
             shutil.rmtree(folder)
 
 
+def remove_folder(folder: Path) -> None:
+    """Delete a checkpoint so that no moment shows a part of it under its name."""
+    doomed = folder.with_name(f"{_REMOVING}{folder.name}")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed)
+
+
 def complete_checkpoints(run: Path) -> list[Path]:
-    """Folders with a manifest, oldest first."""
-    root = run / FOLDER
+    """A run's checkpoints with a manifest, oldest first."""
+    return complete_folders(run / FOLDER)
+
+
+def complete_folders(root: Path) -> list[Path]:
+    """Folders of `root` with a manifest, oldest first."""
     if not root.is_dir():
         return []
     named = [path for path in root.iterdir() if path.name.isdigit()]
@@ -98,7 +121,7 @@ def complete_checkpoints(run: Path) -> list[Path]:
 def _begin(root: Path, working: Path, snapshot: Snapshot) -> None:
     size = sum(t.numel() * 4 for flat in snapshot.flats for t in flat.tensors.values())
     root.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(root.parent)
+    remove_leftovers(root)
     require_free_space(root, size + (16 << 20))
     (working / "slices").mkdir(parents=True)
 
@@ -132,7 +155,7 @@ def _slices(flats: Sequence[Flat]) -> list[Entry]:
 
 
 def _complete(
-    run: Path, working: Path, target: Path, parts: Sequence[dict[str, Any]], snapshot: Snapshot
+    working: Path, target: Path, parts: Sequence[dict[str, Any]], snapshot: Snapshot
 ) -> None:
     """Rank 0, when every rank's file is on the disk: give the folder its name."""
     files = {rank_file(rank): FileRecord(*part["file"]) for rank, part in enumerate(parts)}
@@ -152,10 +175,13 @@ def _complete(
     _sync(working / "slices")
     write_atomic(working / MANIFEST, json.dumps(manifest.to_json()) + "\n")
     if target.exists():  # a resume that could use it would not save it again: it is damaged
-        _remove(target)
+        remove_folder(target)
     os.rename(working, target)
     _sync(target.parent)
-    write_atomic(run / LATEST, f"{target.name}\n")
+
+
+def _name_latest(run: Path, folder: Path) -> None:
+    write_atomic(run / LATEST, f"{folder.name}\n")
 
 
 def _together(engine: Engine, work: Any) -> list[Any]:
@@ -175,16 +201,7 @@ def _together(engine: Engine, work: Any) -> list[Any]:
 def _prune(root: Path, newest: Path, keep: int) -> None:
     others = [path for path in complete_checkpoints(root.parent) if path != newest]
     for path in others[: max(len(others) + 1 - keep, 0)]:
-        _remove(path)
-
-
-def _remove(folder: Path) -> None:
-    """Delete a checkpoint so that no moment shows a part of it under its name."""
-    doomed = folder.with_name(f"{_REMOVING}{folder.name}")
-    if doomed.exists():
-        shutil.rmtree(doomed)
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed)
+        remove_folder(path)
 
 
 def _sync(folder: Path) -> None:
