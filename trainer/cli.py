@@ -182,6 +182,7 @@ def ema(
     """Write an average that was not kept while training, made of a RUN's snapshots of others."""
     from trainer.checkpoint.synthesis import synthesise
 
+    _require_run(run)
     made = synthesise(run, std, out, at, replace)
     if json:
         emit_json({**made._asdict(), "out": str(out), "bytes": out.stat().st_size})

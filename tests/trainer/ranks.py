@@ -36,7 +36,7 @@ def main(data: Path, folder: Path) -> None:
     report: dict[str, Any] = {}
     for zero in range(4):
         on = {"engine": "deepspeed", "zero_stage": zero}
-        train(toy.toy_config(data, folder / f"whole{zero}", train=on))
+        train(toy.toy_config(data, folder / f"whole{zero}", train=on, ema=toy.SNAPSHOTS))
         train(toy.toy_config(data, folder / f"half{zero}", train={**on, "samples": 48}))
         train(toy.toy_config(data, folder / "local_half" / str(zero), train=on))
         for precision in ("fp32", "bf16"):
@@ -52,7 +52,7 @@ def compare_with_full_gather(data: Path, folder: Path, zero: int, precision: str
         data,
         folder / "unused",
         objective={"poison": [BAD]},
-        ema={"powers": [0.05, 0.1]},
+        ema=toy.SNAPSHOTS,
         train={"engine": "deepspeed", "zero_stage": zero, "precision": precision},
     )
     parts = build_parts(config, CPU)

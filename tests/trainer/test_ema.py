@@ -32,7 +32,6 @@ from trainer.engine.local import LocalEngine
 from trainer.loop import build_parts, train
 
 CPU = torch.device("cpu")
-EMA = {"powers": [0.05, 0.1], "snapshot_every": 24}
 
 
 def test_exponents_are_the_paper_s() -> None:
@@ -149,7 +148,7 @@ def test_snapshots_hold_the_power_functions_alone(run: Path, dataset: Path) -> N
 
 def test_snapshots_of_sessions_are_those_of_one(dataset: Path, tmp_path: Path) -> None:
     """Stopped twice, once beyond a snapshot; and the end has one though it is no multiple."""
-    sections = {"ema": {**EMA, "snapshot_every": 36}, "train": {"checkpoint_every": 960}}
+    sections = {"ema": {**toy.SNAPSHOTS, "snapshot_every": 36}, "train": {"checkpoint_every": 960}}
     train(toy.toy_config(dataset, tmp_path / "whole", **sections))
     config = toy.toy_config(
         dataset, tmp_path / "parts", objective={"stop_at": [40, 62]}, **sections
@@ -171,7 +170,7 @@ def test_snapshots_beyond_the_checkpoint_and_half_ones_are_dropped_on_resume(
 ) -> None:
     out = tmp_path / "run"
     how = {"samples": 96, "checkpoint_every": 48}
-    config = toy.toy_config(dataset, out, ema=EMA, train=how)
+    config = toy.toy_config(dataset, out, ema=toy.SNAPSHOTS, train=how)
     train(config)
     assert snapshots_of(out) == [24, 48, 72, 96]
     (out / "checkpoints/000000000096/trainer.json").unlink()
@@ -184,7 +183,7 @@ def test_snapshots_beyond_the_checkpoint_and_half_ones_are_dropped_on_resume(
     assert not list((out / "snapshots").glob(".*"))
     shutil.rmtree(out / "checkpoints")
     (out / "latest").unlink()
-    train(toy.toy_config(dataset, out, ema=EMA, train={"samples": 24}))
+    train(toy.toy_config(dataset, out, ema=toy.SNAPSHOTS, train={"samples": 24}))
     assert snapshots_of(out) == [24]
 
 
@@ -299,6 +298,10 @@ def test_the_command_tells_how_near_it_came(run: Path, tmp_path: Path) -> None:
     assert 0 < made["error"] < LARGEST_ERROR
     with pytest.raises(UserError, match="is there already; choose another file, or --replace it"):
         CliRunner().invoke(app, call, catch_exceptions=False)
+    call[2] = str(tmp_path / "absent")
+    with pytest.raises(UserError, match="absent: no such RUN folder"):
+        CliRunner().invoke(app, call, catch_exceptions=False)
+    call[2] = str(run)
     done = CliRunner().invoke(app, [*call, "--replace"], catch_exceptions=False)
     assert f"20 averages up to 1200 samples, error {made['error']:.2%}" in done.stdout
 
