@@ -187,6 +187,27 @@ def test_snapshots_beyond_the_checkpoint_and_half_ones_are_dropped_on_resume(
     assert snapshots_of(out) == [24]
 
 
+def test_killed_anywhere_snapshots_are_whole_and_those_of_an_undisturbed_run(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """Every 31st moment with a file; `killed.py` with step 1 tries them all."""
+    script = [processes.HERE / "killed.py", dataset, tmp_path, 31, 3, 24]
+    command = [sys.executable, *map(str, script)]
+    subprocess.run(
+        command, cwd=processes.ROOT, env=processes.environment(), check=True, timeout=400
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report) > 9
+    for entry in report:
+        assert all(entry["between"]["whole"].values()), entry
+        assert entry["finished"], entry
+        assert entry["equal"], entry
+        assert entry["same"], entry
+        assert list(entry["snapshots"]) == ["000000000024", "000000000048", "000000000060"]
+    seen = {name for entry in report for name in entry["between"]["whole"]}
+    assert {"snapshots/000000000024", "snapshots/000000000048"} <= seen
+
+
 def test_post_hoc_averages_of_a_constant_and_a_line_are_in_closed_form() -> None:
     """Of weights θ(τ) = c, and θ(τ) = τ whose average after t updates is t (γ + 1) / (γ + 2)."""
     stored = [Weighting(t, gamma_of(std)) for t in range(100, 1001, 100) for std in (0.05, 0.1)]
