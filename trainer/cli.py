@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 checkpoint_app = typer.Typer(
-    help="List, show, verify and export the checkpoints of a RUN.", no_args_is_help=True
+    help="List, show, verify, prune and export the checkpoints of a RUN.", no_args_is_help=True
 )
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(generate_app, name="generate")
@@ -63,23 +63,23 @@ def train(
 @checkpoint_app.command("list", epilog="Example: `unclip checkpoint list runs/prior`")
 def list_checkpoints(run: Run, json: Json = False) -> None:
     """The checkpoints of a RUN, oldest first."""
+    from trainer.checkpoint.folders import checkpoint_folders, latest_checkpoint
     from trainer.checkpoint.read import open_checkpoint
-    from trainer.checkpoint.write import complete_checkpoints
 
     _require_run(run)
-    latest = _latest_name(run)
+    latest = latest_checkpoint(run)
     rows: list[dict[str, Any]] = []
-    for folder in complete_checkpoints(run):
+    for folder in checkpoint_folders(run):
         manifest = open_checkpoint(folder).manifest
-        size = sum(record.bytes for record in manifest.files.values())
         rows.append(
             {
                 "name": folder.name,
                 "samples": manifest.samples,
                 "steps": manifest.steps,
                 "ranks": manifest.world_size,
-                "bytes": size,
-                "latest": folder.name == latest,
+                "loss": manifest.loss,
+                "bytes": manifest.bytes,
+                "latest": folder == latest,
             }
         )
     if json:
@@ -121,15 +121,12 @@ def show(run: Run, at: At = None, json: Json = False) -> None:
 @checkpoint_app.command(epilog="Example: `unclip checkpoint verify runs/prior`")
 def verify(run: Run, at: At = None, json: Json = False) -> None:
     """Compare every byte of checkpoints with their manifests; all of them without --at."""
-    from trainer.checkpoint.read import faults, open_checkpoint, resolve_checkpoint
-    from trainer.checkpoint.write import complete_checkpoints
+    from trainer.checkpoint.folders import checkpoint_folders
+    from trainer.checkpoint.read import folder_faults, resolve_checkpoint
 
     _require_run(run)
-    if at is not None:
-        chosen = [resolve_checkpoint(run, at)]
-    else:
-        chosen = [open_checkpoint(folder) for folder in complete_checkpoints(run)]
-    found = {checkpoint.folder.name: faults(checkpoint) for checkpoint in chosen}
+    chosen = checkpoint_folders(run) if at is None else [resolve_checkpoint(run, at).folder]
+    found = {folder.name: folder_faults(folder) for folder in chosen}
     if json:
         emit_json({"run": str(run), "checked": len(chosen), "faults": found})
     bad = [fault for faults_of in found.values() for fault in faults_of]
@@ -138,6 +135,48 @@ def verify(run: Run, at: At = None, json: Json = False) -> None:
         raise UserError(f"{bad[0]}{more}")
     if not json:
         typer.echo(f"{len(chosen)} checkpoints are whole")
+
+
+@checkpoint_app.command(
+    epilog="Examples: `unclip checkpoint prune runs/prior --dry-run` · "
+    "`unclip checkpoint prune runs/prior --keep 1 --every 1000000`"
+)
+def prune(
+    run: Run,
+    keep: Annotated[int | None, typer.Option(min=1, help="The last so many stay.")] = None,
+    every: Annotated[
+        int | None, typer.Option(min=1, help="The first after each multiple of samples stays.")
+    ] = None,
+    best: Annotated[
+        int | None, typer.Option(min=0, help="So many with the lowest loss stay.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell, and delete nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Delete the checkpoints that no rule keeps; what is not given is as the RUN's config says.
+
+    Not while the run is going on, and only when what `latest` names is whole.
+    """
+    from trainer.checkpoint.retention import Retention, prune_by_hand
+    from trainer.stages import load_train_config
+
+    _require_run(run)
+    train = load_train_config(run / "config.yaml").train
+    rules = Retention(
+        train.keep if keep is None else keep,
+        train.keep_every if every is None else every,
+        train.keep_best if best is None else best,
+    )
+    pruned = prune_by_hand(run, rules, dry_run)
+    if json:
+        emit_json(pruned)
+        return
+    for name, size in pruned.removed.items():
+        typer.echo(f"{name}  {size / 1e6:.1f} MB")
+    done = "would go, which frees" if dry_run else "are gone, which freed"
+    freed = sum(pruned.removed.values())
+    typer.echo(f"{len(pruned.removed)} checkpoints {done} {freed / 1e6:.1f} MB")
+    typer.echo(f"{len(pruned.kept)} stay: {', '.join(pruned.kept)}")
 
 
 @checkpoint_app.command(
@@ -198,10 +237,3 @@ def _require_run(run: Path) -> None:
         raise UserError(f"{run}: no such RUN folder")
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: is no RUN, it has no config.yaml")
-
-
-def _latest_name(run: Path) -> str | None:
-    from trainer.checkpoint.manifest import LATEST
-
-    path = run / LATEST
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None

@@ -68,7 +68,10 @@ class LoopConfig(Config):
     workers: Count = 0  # reading processes; 0: one thread of this process
     read_ahead: Positive = 4  # global batches
     checkpoint_every: Positive | None = None  # None: at the end and when stopped
-    keep: Positive = 2  # checkpoints left in the folder
+    async_save: bool = True  # written while training goes on, from a copy in the host's memory
+    keep: Positive = 2  # the last checkpoints, which stay
+    keep_every: Positive | None = None  # the first at or after each multiple stays for ever
+    keep_best: Count = 0  # so many with the lowest loss since the one before stay too
     pictures: Count = 8  # drawn at every checkpoint from averaged weights; 0: none
     log_every: Positive | None = None  # None: about 200 lines in the run
     threads: Positive | None = None  # CPU threads of the model; None: torch's own choice

@@ -18,8 +18,10 @@ from base.hashing import stable_hash
 from base.lease import Lease
 from base.progress import Progress
 from base.stop import StopFlag
-from trainer.checkpoint.read import newest_checkpoint
-from trainer.checkpoint.write import adopt, complete_checkpoints
+from trainer.checkpoint.agree import Alone
+from trainer.checkpoint.folders import complete_checkpoints
+from trainer.checkpoint.resume import adopt, newest_checkpoint
+from trainer.checkpoint.retention import Retention
 from trainer.config import AnyTrainConfig
 from trainer.engine.base import StepStats
 from trainer.engine.open import micro_batches, open_engine
@@ -94,12 +96,13 @@ def _finished(config: AnyTrainConfig) -> TrainResult | None:
     done = complete_checkpoints(config.out)
     if environment_world_size() > 1 or not done or int(done[-1].name) < config.train.samples:
         return None
-    checkpoint = newest_checkpoint(config.out, _warn)
+    ranks = Alone()
+    checkpoint = newest_checkpoint(config.out, ranks, _warn)
     if checkpoint is None or checkpoint.manifest.samples < config.train.samples:
         return None
     facts = run_facts(config, Catalogue(config.data, config.seed))
     require_same_run(facts, checkpoint.manifest.facts, config.out)
-    adopt(config.out, checkpoint.folder, config.train.keep)
+    adopt(config.out, checkpoint.folder, ranks, Retention.of(config.train), _warn)
     return _result(config, checkpoint.state(), checkpoint.manifest.samples)
 
 
@@ -115,7 +118,8 @@ def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
         resumed_from = session.resume(_warn)
         if engine.rank == 0:
             write_record(config, engine)
-        _run(session, stop)
+        with session.saver:
+            _run(session, stop)
         return _result(config, session.state, resumed_from)
     finally:
         engine.close()
@@ -129,12 +133,13 @@ def _run(session: Session, stop: StopFlag) -> None:
     save_every = config.train.checkpoint_every or sys.maxsize
     pictures = ProgressPictures(config, session.objective, session.engine.device)
 
-    def save_and_show() -> None:
-        if session.saved_at == state.samples:
+    def show() -> None:
+        """Draw what the weights of a checkpoint make, as soon as it is safe."""
+        samples = session.saver.take_complete()
+        if samples is None or metrics is None:
             return
-        session.save()
-        if metrics is not None and (picture := pictures.draw(state.samples)) is not None:
-            metrics.show(picture, state.samples)
+        if (picture := pictures.draw(samples)) is not None:
+            metrics.show(picture, samples)
 
     with _metrics(session) as metrics, _loader(session) as loader, _bar(session) as bar:
         last = time.monotonic()
@@ -143,6 +148,7 @@ def _run(session: Session, stop: StopFlag) -> None:
             stats = session.step(batches, rate, _requests(stop))
             before = state.samples
             session.count(stats)
+            show()
             now = time.monotonic()
             state.pass_time(now - last, loader.take_waited())
             last = now
@@ -155,10 +161,13 @@ def _run(session: Session, stop: StopFlag) -> None:
             session.keep_averages(before)  # first: what lies beyond a checkpoint is dropped
             if stats.sums[1]:
                 session.save()
+                session.saver.finish()
                 _stop(stats, config.out)
             if _crossed(before, state.samples, save_every):
-                save_and_show()
-        save_and_show()
+                session.save()
+        session.save()
+        session.saver.finish()
+        show()
 
 
 def _loader(session: Session) -> Loader:

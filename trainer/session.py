@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -12,9 +13,13 @@ from base.errors import Diverged, UserError
 from base.hashing import stable_hash
 from trainer.batch import Batch
 from trainer.checkpoint.manifest import Manifest
-from trainer.checkpoint.read import Checkpoint, SliceReader, newest_checkpoint, open_checkpoint
-from trainer.checkpoint.snapshots import SNAPSHOTS, remove_later_snapshots
-from trainer.checkpoint.write import Snapshot, adopt, save_checkpoint, write_folder
+from trainer.checkpoint.read import Checkpoint, SliceReader
+from trainer.checkpoint.resume import adopt, newest_checkpoint
+from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.saver import Saver
+from trainer.checkpoint.snapshots import remove_later_snapshots, write_snapshot
+from trainer.checkpoint.staging import Staging
+from trainer.checkpoint.write import Snapshot
 from trainer.config import AnyTrainConfig
 from trainer.ema.average import Ema
 from trainer.ema.profiles import KIND
@@ -22,7 +27,7 @@ from trainer.engine.base import Engine, Flat, StepStats, fill
 from trainer.objectives.base import Objective
 from trainer.record import require_same_run
 from trainer.rng import SampleRandom
-from trainer.state import TrainState
+from trainer.state import TrainState, Window
 
 MOST_SKIPPED = 20  # steps in a row without a finite loss and gradient
 
@@ -42,7 +47,11 @@ class Session:
         self.epoch_size = epoch_size  # samples
         self.state = TrainState(config.seed)
         self.ema = Ema(engine.flats(), config.ema)
-        self.saved_at: int | None = None  # samples of the last checkpoint
+        self.saved_at: int | None = None  # samples of the last checkpoint, complete or begun
+        self._retention = Retention.of(config.train)
+        self._since_save = Window()  # never saved: it is empty at every save
+        staging = Staging(self._snapshot(), engine) if config.train.async_save else None
+        self.saver = Saver(config.out, engine, self._retention, staging)
 
     def resume(self, warn: Callable[[str], None]) -> int | None:
         """Go on from the newest whole checkpoint; its samples, or None when there is none.
@@ -50,17 +59,12 @@ class Session:
         Raises:
             UserError: all checkpoints are damaged, or they are another run's.
         """
-        folder = None
-        if self.engine.rank == 0:
-            found = newest_checkpoint(self.config.out, warn)
-            if found is not None:
-                folder = found.folder
-                adopt(self.config.out, folder, self.config.train.keep)
-            remove_later_snapshots(self.config.out, 0 if found is None else found.manifest.samples)
-        folder = self.engine.gather(folder)[0]
-        if folder is None:
-            return None
-        self._restore(open_checkpoint(folder))
+        out = self.config.out
+        checkpoint = newest_checkpoint(out, self.engine, warn)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+            adopt(out, checkpoint.folder, self.engine, self._retention, warn)
+        remove_later_snapshots(out, self.state.samples, self.engine)
         return self.saved_at
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -78,17 +82,25 @@ class Session:
         self.saved_at = self.state.samples
 
     def save(self) -> None:
-        """Write a checkpoint, unless there is one of this very moment."""
+        """Begin a checkpoint of this very moment, unless there is one."""
         if self.saved_at == self.state.samples:
             return
-        snapshot = Snapshot(
-            flats=self.ema.attach(self.engine.flats()),
-            fixed=_fixed(self.engine.module),
-            state=self.state,
-            facts=self.facts,
-        )
-        save_checkpoint(self.config.out, self.engine, snapshot, self.config.train.keep)
+        self.saver.begin(self._snapshot())
         self.saved_at = self.state.samples
+        self._since_save = Window()
+
+    def _snapshot(self) -> Snapshot:
+        """What this rank holds; its tensors are live."""
+        return self._snapshot_of(self.ema.attach(self.engine.flats()))
+
+    def _snapshot_of(self, flats: Sequence[Flat]) -> Snapshot:
+        return Snapshot(
+            flats=flats,
+            fixed=_fixed(self.engine.module) if self.engine.rank == 0 else {},
+            state=deepcopy(self.state),
+            facts=self.facts,
+            loss=self._since_save.mean_loss(),
+        )
 
     def keep_averages(self, before: int) -> None:
         """Keep the power functions' averages every `ema.snapshot_every` samples and at the end.
@@ -101,18 +113,14 @@ class Session:
         if samples < self.config.train.samples and before // every == samples // every:
             return
         powers = [kind for kind in self.ema.kinds if kind != KIND]
-        snapshot = Snapshot(
-            flats=self.ema.alone(self.engine.flats(), powers),
-            fixed=_fixed(self.engine.module),
-            state=self.state,
-            facts=self.facts,
-        )
-        write_folder(self.config.out / SNAPSHOTS, self.engine, snapshot)
+        snapshot = self._snapshot_of(self.ema.alone(self.engine.flats(), powers))
+        write_snapshot(self.config.out, self.engine, snapshot)
 
     def step(self, batches: Sequence[Batch], rate: float, requests: Sequence[float]) -> StepStats:
         """One optimizer step over this rank's micro-batches.
 
-        `sums` of the result: the global batch's mean loss, then `requests` summed over ranks.
+        `sums` of the result: the global batch's mean loss, then `requests` summed over ranks, last
+        how many ranks' turns of a save are over.
         """
         engine, objective, size = self.engine, self.objective, self.config.train.batch
         _seed_layers(stable_hash(self.state.seed, self.state.samples, engine.rank), engine.device)
@@ -123,8 +131,9 @@ class Session:
             loss = engine.forward(lambda: self._loss(batch, context, index) / size)  # noqa: B023
             engine.backward(loss)
             total += loss.detach()
-        asked = torch.tensor(requests, dtype=torch.float32).to(engine.device, non_blocking=True)
-        return engine.step(rate, torch.cat([total.reshape(1), asked]))
+        asked = torch.tensor([*requests, self.saver.over], dtype=torch.float32)
+        sums = torch.cat([total.reshape(1), asked.to(engine.device, non_blocking=True)])
+        return engine.step(rate, sums)
 
     def _loss(self, batch: Batch, context: object | None, index: int) -> Tensor:
         """The sum of a micro-batch's losses."""
@@ -132,22 +141,26 @@ class Session:
         return self.objective.loss(self.engine.module, batch, random, context, index).sum()
 
     def count(self, stats: StepStats) -> None:
-        """Bring average and progress up to date with a step.
+        """Bring average, progress and a save that is under way up to date with a step.
 
         Raises:
             Diverged: too many steps in a row changed nothing.
+            UserError: a checkpoint could not be written.
         """
         state, size = self.state, self.config.train.batch
+        self.saver.advance(stats.sums[-1])
         if stats.applied:
             self.ema.update(state.ema_updates)
             state.ema_updates += 1
             state.steps += 1
             state.skipped_in_row = 0
-            state.window.add(size, stats.sums[0], stats.grad_norm)
+            for window in (state.window, self._since_save):
+                window.add(size, stats.sums[0], stats.grad_norm)
         else:
             state.skip(size)
         state.advance(size, self.epoch_size)
         if state.skipped_in_row >= MOST_SKIPPED:
+            self.saver.finish()
             raise Diverged(
                 f"{self.config.out}: loss or gradient was not finite for {MOST_SKIPPED} steps in "
                 f"a row, up to {state.samples} samples; lower optim.lr or look at the data"

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from base.errors import UserError
+from trainer.checkpoint.records import array, integer, mapping, number
 
+_KINDS = {"int": integer, "float": number}
 _LATER = {"epoch"}  # fields that the first checkpoints of RUN version 1 do not have
 
 
@@ -27,6 +29,10 @@ class Window:
         self.samples += samples
         self.loss += loss * samples
         self.grad_norm += grad_norm
+
+    def mean_loss(self) -> float | None:
+        """The mean over the window's applied samples; None when there are none."""
+        return self.loss / self.samples if self.samples else None
 
 
 @dataclass
@@ -81,10 +87,17 @@ def state_from_json(data: Any, where: str) -> TrainState:
     names = {entry.name for entry in fields(TrainState)}
     if not isinstance(data, dict) or not names - _LATER <= set(data):
         raise UserError(f"{where}: not a record of a run's progress")
-    known = {name: data[name] for name in names & set(data)}
     try:
-        known["window"] = Window(**known["window"])
-        known["skipped"] = [(int(start), int(end)) for start, end in known["skipped"]]
+        known = _checked(TrainState, {name: data[name] for name in names & set(data)})
+        known["window"] = Window(**_checked(Window, mapping(data["window"])))
+        pairs = [array(pair) for pair in array(data["skipped"])]
+        known["skipped"] = [(integer(start), integer(end)) for start, end in pairs]
         return TrainState(**known)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: not a record of a run's progress") from error
+        raise UserError(f"{where}: not a record of a run's progress ({error})") from error
+
+
+def _checked(kind: type[TrainState] | type[Window], data: dict[str, Any]) -> dict[str, Any]:
+    """The values of `data`, counts and numbers looked at; their kinds stand beside the fields."""
+    kinds = {entry.name: _KINDS.get(str(entry.type)) for entry in fields(kind)}
+    return {name: check(v) if (check := kinds.get(name)) else v for name, v in data.items()}

@@ -24,9 +24,9 @@ import torch.utils.tensorboard  # seconds in every child otherwise
 import toy
 
 from base.files import sha256_file
-from trainer.checkpoint import tensors, write
+from trainer.checkpoint import folders, tensors, write
 from trainer.checkpoint.manifest import FOLDER, LATEST
-from trainer.checkpoint.read import faults, open_checkpoint
+from trainer.checkpoint.read import folder_faults
 from trainer.checkpoint.snapshots import SNAPSHOTS
 from trainer.config import AnyTrainConfig
 from trainer.loop import train
@@ -93,7 +93,7 @@ def train_until(config: AnyTrainConfig, point: int) -> None:
             count()
 
     sys.addaudithook(audit)
-    for module, name in ((os, "fsync"), (tensors, "_data"), (write, "_sync")):
+    for module, name in ((os, "fsync"), (tensors, "_data"), (write, "sync"), (folders, "sync")):
         setattr(module, name, counted(getattr(module, name), count))
     train(config)
 
@@ -112,7 +112,7 @@ def look(run: Path) -> dict[str, Any]:
     named = latest.read_text().strip() if latest.exists() else None
     whole = {}
     for path in sorted(run.glob("*/[0-9]*/")):
-        whole[str(path.relative_to(run))] = faults(open_checkpoint(path)) == []
+        whole[str(path.relative_to(run))] = folder_faults(path) == []
     return {"latest": named, "whole": whole}
 
 

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from base.errors import Stopped, UserError
 from trainer.checkpoint.export import export, read_weights
+from trainer.checkpoint.manifest import SEAL, sealed
 from trainer.checkpoint.read import resolve_checkpoint
 from trainer.checkpoint.snapshots import read_snapshots
 from trainer.checkpoint.synthesis import synthesise
@@ -307,7 +308,8 @@ def test_averages_that_snapshots_cannot_give(run: Path, tmp_path: Path) -> None:
 def change_fact(folder: Path, name: str, value: Any) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["facts"][name] = value
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    del manifest[SEAL]
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
 
 def test_the_command_tells_how_near_it_came(run: Path, tmp_path: Path) -> None:

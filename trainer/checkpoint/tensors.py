@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +56,7 @@ class _Stored(NamedTuple):
     """Where a tensor lies in a file."""
 
     dtype: torch.dtype
-    length: int  # elements
+    shape: tuple[int, ...]
     place: int  # of its first byte
 
 
@@ -76,21 +76,16 @@ class TensorFile:
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise self._unreadable("not a safetensors file") from error
 
-    def whole(self, name: str, shape: Sequence[int]) -> Tensor:
-        """A tensor of the given shape, in the type that it is stored in."""
+    def dtype(self, name: str, length: int) -> torch.dtype:
+        """The type of a flat tensor's `length` elements."""
         stored = self._find(name)
-        if math.prod(shape) != stored.length:
-            raise self._unreadable(f"{name} is not what the manifest says")
-        tensor = torch.empty(tuple(shape), dtype=stored.dtype)
-        self.read(name, 0, tensor.view(-1))
-        return tensor
+        if stored.shape != (length,):
+            raise UserError(f"{self._path}: {name}: got {list(stored.shape)}, expected [{length}]")
+        return stored.dtype
 
     def read(self, name: str, start: int, into: Tensor) -> None:
-        """Fill `into` [N] with the flattened tensor's elements from `start` on."""
-        stored = self._find(name)
-        if stored.dtype != into.dtype or start + len(into) > stored.length:
-            raise self._unreadable(f"{name} is not what the manifest says")
-        data = into.view(torch.uint8).numpy().data
+        """Fill `into` [N], of the tensor's type, with its flat elements from `start` on."""
+        stored, data = self._find(name), into.view(torch.uint8).numpy().data
         with self._path.open("rb") as file:
             file.seek(stored.place + start * stored.dtype.itemsize)
             if file.readinto(data) != len(data):
@@ -154,11 +149,11 @@ def _read_header(path: Path) -> dict[str, _Stored]:
 def _place(item: Mapping[str, Any], data: int, room: int) -> _Stored:
     """A tensor by its entry in the header of a file that has `room` bytes from `data` on."""
     dtype = _DTYPES[item["dtype"]]
-    length = math.prod(map(index, item["shape"]))
+    shape = tuple(map(index, item["shape"]))
     begin, end = map(index, item["data_offsets"])
-    if not 0 <= begin <= end <= room or end - begin != length * dtype.itemsize:
+    if not 0 <= begin <= end <= room or end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"offsets {begin} to {end}")
-    return _Stored(dtype, length, data + begin)
+    return _Stored(dtype, shape, data + begin)
 
 
 def _data(entry: Entry) -> memoryview:
