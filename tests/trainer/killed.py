@@ -110,10 +110,11 @@ def look(run: Path) -> dict[str, Any]:
     """What a reader finds in a run that was just killed."""
     latest = run / LATEST
     named = latest.read_text().strip() if latest.exists() else None
-    whole = {}
-    for path in sorted(run.glob("*/[0-9]*/")):
-        whole[str(path.relative_to(run))] = folder_faults(path) == []
-    return {"latest": named, "whole": whole}
+    whole: dict[str, dict[str, bool]] = {FOLDER: {}, SNAPSHOTS: {}}
+    for root, found in whole.items():
+        for path in sorted((run / root).glob("[0-9]*")):
+            found[path.name] = folder_faults(path) == []
+    return {"latest": named, "whole": whole[FOLDER], "snapshots": whole[SNAPSHOTS]}
 
 
 def snapshots(run: Path) -> dict[str, str]:
