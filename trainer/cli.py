@@ -64,29 +64,18 @@ def train(
 def list_checkpoints(run: Run, json: Json = False) -> None:
     """The checkpoints of a RUN, oldest first."""
     from trainer.checkpoint.folders import checkpoint_folders, latest_checkpoint
-    from trainer.checkpoint.read import open_checkpoint
 
     _require_run(run)
     latest = latest_checkpoint(run)
-    rows: list[dict[str, Any]] = []
-    for folder in checkpoint_folders(run):
-        manifest = open_checkpoint(folder).manifest
-        rows.append(
-            {
-                "name": folder.name,
-                "samples": manifest.samples,
-                "steps": manifest.steps,
-                "ranks": manifest.world_size,
-                "loss": manifest.loss,
-                "bytes": manifest.bytes,
-                "latest": folder == latest,
-            }
-        )
+    rows = [{**_row(path), "latest": path == latest} for path in checkpoint_folders(run)]
     if json:
         emit_json({"run": str(run), "checkpoints": rows})
         return
     for row in rows:
         mark = "  (latest)" if row["latest"] else ""
+        if row["damaged"] is not None:
+            typer.echo(f"{row['name']}  damaged: {row['damaged']}{mark}")
+            continue
         typer.echo(
             f"{row['name']}  {row['steps']} steps  {row['ranks']} ranks  "
             f"{row['bytes'] / 1e6:.1f} MB{mark}"
@@ -120,13 +109,19 @@ def show(run: Run, at: At = None, json: Json = False) -> None:
 
 @checkpoint_app.command(epilog="Example: `unclip checkpoint verify runs/prior`")
 def verify(run: Run, at: At = None, json: Json = False) -> None:
-    """Compare every byte of checkpoints with their manifests; all of them without --at."""
-    from trainer.checkpoint.folders import checkpoint_folders
+    """Compare every byte of checkpoints with their manifests; all of them without --at.
+
+    A `latest` that names none of them is a fault too.
+    """
+    from trainer.checkpoint.folders import checkpoint_folders, latest_fault
+    from trainer.checkpoint.manifest import LATEST
     from trainer.checkpoint.read import folder_faults, resolve_checkpoint
 
     _require_run(run)
     chosen = checkpoint_folders(run) if at is None else [resolve_checkpoint(run, at).folder]
     found = {folder.name: folder_faults(folder) for folder in chosen}
+    if chosen and (fault := latest_fault(run)) is not None:
+        found[LATEST] = [fault]
     if json:
         emit_json({"run": str(run), "checked": len(chosen), "faults": found})
     bad = [fault for faults_of in found.values() for fault in faults_of]
@@ -230,6 +225,25 @@ def ema(
             f"{out}: {out.stat().st_size / 1e6:.1f} MB, {made.averages} averages up to "
             f"{made.samples} samples, error {made.error:.2%}"
         )
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    """What a list of checkpoints tells of one, as far as its manifest can be read."""
+    from trainer.checkpoint.read import open_checkpoint
+
+    try:
+        manifest = open_checkpoint(folder).manifest
+    except UserError as error:
+        return {"name": folder.name, "damaged": str(error)}
+    return {
+        "name": folder.name,
+        "damaged": None,
+        "samples": manifest.samples,
+        "steps": manifest.steps,
+        "ranks": manifest.world_size,
+        "loss": manifest.loss,
+        "bytes": manifest.bytes,
+    }
 
 
 def _require_run(run: Path) -> None:

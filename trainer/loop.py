@@ -141,6 +141,12 @@ def _run(session: Session, stop: StopFlag) -> None:
         if (picture := pictures.draw(samples)) is not None:
             metrics.show(picture, samples)
 
+    def save() -> None:
+        """Begin a checkpoint, when the one before is complete and was looked at."""
+        session.saver.finish()
+        show()
+        session.save()
+
     with _metrics(session) as metrics, _loader(session) as loader, _bar(session) as bar:
         last = time.monotonic()
         for batches in loader:
@@ -164,8 +170,8 @@ def _run(session: Session, stop: StopFlag) -> None:
                 session.saver.finish()
                 _stop(stats, config.out)
             if _crossed(before, state.samples, save_every):
-                session.save()
-        session.save()
+                save()
+        save()
         session.saver.finish()
         show()
 

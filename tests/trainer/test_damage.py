@@ -97,12 +97,23 @@ def test_damage_to_latest_is_told_and_mended(
 ) -> None:
     """Which checkpoint is the newest whole one follows from the checkpoints."""
     damage(run / "latest")
+    with pytest.raises(UserError, match="latest: "):
+        CliRunner().invoke(app, ["checkpoint", "verify", str(run)], catch_exceptions=False)
     result = train(toy.toy_config(dataset, run, train={"samples": 120}))
     assert result.resumed_from == 96
     told = capsys.readouterr().err
     assert f"warning: {run / 'latest'}: " in told
     assert "the newest whole checkpoint is 000000000096" in told
     assert latest_checkpoint(run) == run / "checkpoints/000000000120"
+
+
+def test_a_list_names_what_is_damaged_beside_the_others(run: Path) -> None:
+    remove(run / LAST / "manifest.json")
+    shown = CliRunner().invoke(app, ["checkpoint", "list", str(run)], catch_exceptions=False)
+    first, second = shown.stdout.splitlines()
+    assert first.startswith("000000000048  4 steps  1 ranks  ")
+    assert second.startswith("000000000096  damaged: ")
+    assert second.endswith("manifest.json: missing  (latest)")
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -51,6 +51,17 @@ def latest_checkpoint(run: Path) -> Path | None:
     return run / FOLDER / name
 
 
+def latest_fault(run: Path) -> str | None:
+    """What is wrong with `latest` of a run that has checkpoints; None when it names one of them."""
+    try:
+        latest = latest_checkpoint(run)
+    except UserError as error:
+        return str(error)
+    if latest is None:
+        return f"{run / LATEST}: missing"
+    return None if latest.is_dir() else f"{run / LATEST}: names {latest.name}, which is not there"
+
+
 def point_latest(run: Path, folder: Path) -> None:
     """Let `latest` name a checkpoint that is whole."""
     write_atomic(run / LATEST, f"{folder.name}\n")

@@ -24,7 +24,7 @@ SEAL = "sha256"
 _FIRST = frozenset(  # all fields of the manifests that had no hash of their own
     ("version", "samples", "steps", "world_size", "kinds", "tensors", "fixed", "files", "facts")
 )
-_MOST_BYTES = 1 << 28
+_MOST_BYTES = 1 << 27
 _MOST_SIDES = 64  # torch's own limit
 
 

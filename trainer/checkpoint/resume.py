@@ -10,6 +10,7 @@ from trainer.checkpoint.agree import Ranks, agreed, attempt
 from trainer.checkpoint.folders import (
     checkpoint_folders,
     latest_checkpoint,
+    latest_fault,
     point_latest,
     remove_leftovers,
     set_aside,
@@ -67,25 +68,12 @@ def _adopt(run: Path, chosen: Path, retention: Retention, warn: Warn) -> None:
     for folder in checkpoint_folders(run):
         if int(folder.name) > int(chosen.name):  # damaged, or it would have been chosen
             set_aside(folder)
-    named, problem = _named(run)
-    if problem is not None:
-        warn(f"{problem}; the newest whole checkpoint is {chosen.name}")
-    if named != chosen:
+    fault = latest_fault(run)
+    if fault is not None:
+        warn(f"{fault}; the newest whole checkpoint is {chosen.name}")
+    if fault is not None or latest_checkpoint(run) != chosen:
         point_latest(run, chosen)
     prune(run, retention, chosen)
-
-
-def _named(run: Path) -> tuple[Path | None, str | None]:
-    """The checkpoint that `latest` names, or what is wrong with that file."""
-    try:
-        latest = latest_checkpoint(run)
-    except UserError as error:
-        return None, str(error)
-    if latest is None:
-        return None, f"{run / LATEST}: missing"
-    if not latest.is_dir():
-        return None, f"{run / LATEST}: names {latest.name}, which is not there"
-    return latest, None
 
 
 def _looked_at(folder: Path, ranks: Ranks) -> tuple[Checkpoint | None, str | None]:
