@@ -35,9 +35,9 @@ retrieval: $(RETRIEVAL)/.installed ## clip-retrieval and autofaiss in .venv-retr
 
 peers: $(PEERS)/.installed ## img2dataset and clip-retrieval in .venv-peers (6.4 GB), for benchmarks
 
-soak: $(VENV)/.installed-dev ## damaged files and answers for 12 minutes (what failed lies in runs/soak), and kills in every stage of the demo
+soak: $(VENV)/.installed-dev ## damaged files and answers for 12 minutes (what failed lies in runs/soak), and kills in every stage of the demo, of every kind in training
 	$(BIN)/python -m benchmarks.soak --report docs/soak.md $(ARGS)
-	UNCLIP_SOAK=1 $(BIN)/python -m pytest tests/unclip/test_demo.py -k killed
+	UNCLIP_SOAK=1 $(BIN)/python -m pytest tests/unclip/test_demo.py tests/trainer/test_killed_ranks.py -k killed
 
 clean: ## removes caches; .venv and its like, and runs/, stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

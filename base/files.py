@@ -45,9 +45,9 @@ def atomic_path(path: Anywhere) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, target)
-        _sync(target.parent)
+        sync(target.parent)
     except BaseException:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -109,7 +109,7 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Brings a file's bytes, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

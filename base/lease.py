@@ -29,8 +29,8 @@ class Lease:
     """Holds a folder while the block runs; within one process it may be entered again.
 
     The lease is the file (in a store the object) unclip.lock, renewed every 30 s by a thread and
-    stale after 5 min without renewal. A dead process of the same machine and an earlier run of the
-    same Slurm job give way at once.
+    stale after 5 min without renewal. A dead process of the same machine gives way at once, and so
+    does an earlier run of the same Slurm job, but not to `visitor`: a command that runs beside it.
 
     Raises:
         UserError: on entry, when somebody else holds the folder; names host, pid and job.
@@ -39,8 +39,8 @@ class Lease:
     _held: ClassVar[dict[Place, "_Holding"]] = {}
     _guard: ClassVar[threading.RLock] = threading.RLock()
 
-    def __init__(self, folder: Anywhere) -> None:
-        self.folder = place(folder)
+    def __init__(self, folder: Anywhere, visitor: bool = False) -> None:
+        self.folder, self._visitor = place(folder), visitor
 
     def __enter__(self) -> "Lease":
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ class Lease:
         with Lease._guard:
             holding = Lease._held.get(key)
             if holding is None or holding.pid != os.getpid():  # a forked child owns nothing
-                holding = Lease._held[key] = _Holding(self.folder)
+                holding = Lease._held[key] = _Holding(self.folder, self._visitor)
             holding.count += 1
         return self
 
@@ -89,11 +89,11 @@ def _resolved(folder: Place) -> Place:
 class _Holding:
     """One process's hold on one folder, however often it was entered."""
 
-    def __init__(self, folder: Place) -> None:
+    def __init__(self, folder: Place, visitor: bool) -> None:
         self.pid, self.count, self._folder = os.getpid(), 0, folder
         path = folder.absolute() / NAME
         self._record = StoreRecord(path) if isinstance(path, StorePath) else _FileRecord(path)
-        self._owner = Owner.me()
+        self._owner = replace(Owner.me(), job=None) if visitor else Owner.me()
         if (other := self._record.take(self._owner)) is not None:
             raise UserError(f"{folder}: in use by {other.describe()}; stop that one or wait")
         self._lost = False

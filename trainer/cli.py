@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 checkpoint_app = typer.Typer(
-    help="List, show, verify and export the checkpoints of a RUN.", no_args_is_help=True
+    help="List, show, verify, prune and export the checkpoints of a RUN.", no_args_is_help=True
 )
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(generate_app, name="generate")
@@ -32,6 +32,7 @@ At = Annotated[
 Override = Annotated[
     list[str] | None, typer.Option("--set", help="A value over the file's: a.b=c.")
 ]
+Replace = Annotated[bool, typer.Option("--replace", help="Write over a file that is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 
 
@@ -115,30 +116,19 @@ def plan(
 @checkpoint_app.command("list", epilog="Example: `unclip checkpoint list runs/prior`")
 def list_checkpoints(run: Run, json: Json = False) -> None:
     """The checkpoints of a RUN, oldest first."""
-    from trainer.checkpoint.read import open_checkpoint
-    from trainer.checkpoint.write import complete_checkpoints
+    from trainer.checkpoint.folders import checkpoint_folders, latest_checkpoint
 
     _require_run(run)
-    latest = _latest_name(run)
-    rows: list[dict[str, Any]] = []
-    for folder in complete_checkpoints(run):
-        manifest = open_checkpoint(folder).manifest
-        size = sum(record.bytes for record in manifest.files.values())
-        rows.append(
-            {
-                "name": folder.name,
-                "samples": manifest.samples,
-                "steps": manifest.steps,
-                "ranks": manifest.world_size,
-                "bytes": size,
-                "latest": folder.name == latest,
-            }
-        )
+    latest = latest_checkpoint(run)
+    rows = [{**_row(path), "latest": path == latest} for path in checkpoint_folders(run)]
     if json:
         emit_json({"run": str(run), "checkpoints": rows})
         return
     for row in rows:
         mark = "  (latest)" if row["latest"] else ""
+        if row["damaged"] is not None:
+            typer.echo(f"{row['name']}  damaged: {row['damaged']}{mark}")
+            continue
         typer.echo(
             f"{row['name']}  {row['steps']} steps  {row['ranks']} ranks  "
             f"{row['bytes'] / 1e6:.1f} MB{mark}"
@@ -172,16 +162,19 @@ def show(run: Run, at: At = None, json: Json = False) -> None:
 
 @checkpoint_app.command(epilog="Example: `unclip checkpoint verify runs/prior`")
 def verify(run: Run, at: At = None, json: Json = False) -> None:
-    """Compare every byte of checkpoints with their manifests; all of them without --at."""
-    from trainer.checkpoint.read import faults, open_checkpoint, resolve_checkpoint
-    from trainer.checkpoint.write import complete_checkpoints
+    """Compare every byte of checkpoints with their manifests; all of them without --at.
+
+    A `latest` that names none of them is a fault too.
+    """
+    from trainer.checkpoint.folders import checkpoint_folders, latest_fault
+    from trainer.checkpoint.manifest import LATEST
+    from trainer.checkpoint.read import folder_faults, resolve_checkpoint
 
     _require_run(run)
-    if at is not None:
-        chosen = [resolve_checkpoint(run, at)]
-    else:
-        chosen = [open_checkpoint(folder) for folder in complete_checkpoints(run)]
-    found = {checkpoint.folder.name: faults(checkpoint) for checkpoint in chosen}
+    chosen = checkpoint_folders(run) if at is None else [resolve_checkpoint(run, at).folder]
+    found = {folder.name: folder_faults(folder) for folder in chosen}
+    if chosen and (fault := latest_fault(run)) is not None:
+        found[LATEST] = [fault]
     if json:
         emit_json({"run": str(run), "checked": len(chosen), "faults": found})
     bad = [fault for faults_of in found.values() for fault in faults_of]
@@ -193,32 +186,117 @@ def verify(run: Run, at: At = None, json: Json = False) -> None:
 
 
 @checkpoint_app.command(
+    epilog="Examples: `unclip checkpoint prune runs/prior --dry-run` · "
+    "`unclip checkpoint prune runs/prior --keep 1 --every 1000000`"
+)
+def prune(
+    run: Run,
+    keep: Annotated[int | None, typer.Option(min=1, help="The last so many stay.")] = None,
+    every: Annotated[
+        int | None, typer.Option(min=1, help="The first after each multiple of samples stays.")
+    ] = None,
+    best: Annotated[
+        int | None, typer.Option(min=0, help="So many with the lowest loss stay.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell, and delete nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Delete the checkpoints that no rule keeps; what is not given is as the RUN's config says.
+
+    Not while the run is going on, and only when what `latest` names is whole.
+    """
+    from trainer.checkpoint.retention import Retention, prune_by_hand
+    from trainer.stages import load_train_config
+
+    _require_run(run)
+    train = load_train_config(run / "config.yaml").train
+    rules = Retention(
+        train.keep if keep is None else keep,
+        train.keep_every if every is None else every,
+        train.keep_best if best is None else best,
+    )
+    pruned = prune_by_hand(run, rules, dry_run)
+    if json:
+        emit_json(pruned)
+        return
+    for name, size in pruned.removed.items():
+        typer.echo(f"{name}  {size / 1e6:.1f} MB")
+    done = "would go, which frees" if dry_run else "are gone, which freed"
+    freed = sum(pruned.removed.values())
+    typer.echo(f"{len(pruned.removed)} checkpoints {done} {freed / 1e6:.1f} MB")
+    typer.echo(f"{len(pruned.kept)} stay: {', '.join(pruned.kept)}")
+
+
+@checkpoint_app.command(
     epilog="Example: `unclip checkpoint export runs/prior prior.safetensors --weights ema`"
 )
 def export(
     run: Run,
     out: Annotated[Path, typer.Argument(help="The file to write.")],
     weights: Annotated[
-        str, typer.Option(help="`ema`: averaged, for sampling; `raw`: as trained.")
+        str,
+        typer.Option(help="`ema` or `ema_0.050` and the like: averaged; `raw`: as trained."),
     ] = "ema",
     at: At = None,
+    replace: Replace = False,
     json: Json = False,
 ) -> None:
     """Write a RUN's weights as one safetensors file."""
     from trainer.checkpoint.export import export as write_export
 
-    which: Literal["ema", "raw"]
-    if weights == "ema":
-        which = "ema"
-    elif weights == "raw":
-        which = "raw"
-    else:
-        raise UserError(f"--weights: got {weights!r}, expected ema or raw")
-    write_export(run, which, out, at)
+    write_export(run, weights, out, at, replace)
     if json:
-        emit_json({"out": str(out), "bytes": out.stat().st_size, "weights": which})
+        emit_json({"out": str(out), "bytes": out.stat().st_size, "weights": weights})
     else:
         typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+@checkpoint_app.command(
+    epilog="Example: `unclip checkpoint ema runs/prior --std 0.07 --out prior.safetensors`"
+)
+def ema(
+    run: Run,
+    std: Annotated[
+        float, typer.Option(help="The average's width relative to the run (EDM2's sigma_rel).")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    at: Annotated[
+        int | None, typer.Option("--at", help="Samples of a snapshot; without it, the last one.")
+    ] = None,
+    replace: Replace = False,
+    json: Json = False,
+) -> None:
+    """Write an average that was not kept while training, made of a RUN's snapshots of others."""
+    from trainer.checkpoint.synthesis import synthesise
+
+    _require_run(run)
+    made = synthesise(run, std, out, at, replace)
+    if json:
+        emit_json({**made._asdict(), "out": str(out), "bytes": out.stat().st_size})
+    else:
+        typer.echo(
+            f"{out}: {out.stat().st_size / 1e6:.1f} MB, {made.averages} averages up to "
+            f"{made.samples} samples, error {made.error:.2%}"
+        )
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    """What a list of checkpoints tells of one, as far as its manifest can be read."""
+    from trainer.checkpoint.read import open_checkpoint
+
+    try:
+        manifest = open_checkpoint(folder).manifest
+    except UserError as error:
+        return {"name": folder.name, "damaged": str(error)}
+    return {
+        "name": folder.name,
+        "damaged": None,
+        "samples": manifest.samples,
+        "steps": manifest.steps,
+        "ranks": manifest.world_size,
+        "loss": manifest.loss,
+        "bytes": manifest.bytes,
+    }
 
 
 def _require_run(run: Path) -> None:
@@ -226,10 +304,3 @@ def _require_run(run: Path) -> None:
         raise UserError(f"{run}: no such RUN folder")
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: is no RUN, it has no config.yaml")
-
-
-def _latest_name(run: Path) -> str | None:
-    from trainer.checkpoint.manifest import LATEST
-
-    path = run / LATEST
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None

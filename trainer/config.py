@@ -15,6 +15,8 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]  # an exponential average's decay
+LARGEST_STD = 0.288  # EDM2's sigma_rel of a power function; just below that of a plain mean
+Std = Annotated[float, Field(ge=0.001, le=LARGEST_STD)]
 
 ModelT = TypeVar("ModelT")
 ObjectiveT = TypeVar("ObjectiveT")
@@ -71,7 +73,10 @@ class LoopConfig(Config):
     workers: Count = 0  # reading processes; 0: one thread of this process
     read_ahead: Positive = 4  # global batches
     checkpoint_every: Positive | None = None  # None: at the end and when stopped
-    keep: Positive = 2  # checkpoints left in the folder
+    async_save: bool = True  # written while training goes on, from a copy in the host's memory
+    keep: Positive = 2  # the last checkpoints, which stay
+    keep_every: Positive | None = None  # the first at or after each multiple stays for ever
+    keep_best: Count = 0  # so many with the lowest loss since the one before stay too
     pictures: Count = 8  # drawn at every checkpoint from averaged weights; 0: none
     log_every: Positive | None = None  # None: about 200 lines in the run
     threads: Positive | None = None  # CPU threads of the model; None: torch's own choice
@@ -88,10 +93,21 @@ class LoopConfig(Config):
 
 
 class EmaConfig(Config):
-    """The averaged weights that sampling uses."""
+    """Averages of the weights: one of constant decay, and power functions of time beside it."""
 
-    decay: Share = 0.9999
+    decay: Share = 0.9999  # of `ema`, the one that sampling uses unless told otherwise
     warmup: Annotated[float, Field(ge=0)] = 10.0  # decay <= (1 + u) / (warmup + u); 0: none
+    powers: tuple[Std, ...] = ()  # kinds such as ema_0.050, by their widths relative to the run
+    snapshot_every: Positive | None = None  # samples; of `powers`, for `unclip checkpoint ema`
+
+    @model_validator(mode="after")
+    def _fits(self) -> EmaConfig:
+        for std in self.powers:
+            if round(std, 3) != std or self.powers.count(std) > 1:
+                raise ValueError(f"powers: got {std}, expected three decimals, each value once")
+        if self.snapshot_every is not None and not self.powers:
+            raise ValueError("snapshot_every: snapshots are of `powers`, and there are none")
+        return self
 
 
 class WandbConfig(Config):

@@ -18,9 +18,11 @@ from base.hashing import stable_hash
 from base.lease import Lease, require_held
 from base.progress import Progress
 from base.stop import StopFlag
+from trainer.checkpoint.agree import Alone
+from trainer.checkpoint.folders import complete_checkpoints
 from trainer.checkpoint.origin import parse_origin
-from trainer.checkpoint.read import newest_checkpoint
-from trainer.checkpoint.write import adopt, complete_checkpoints
+from trainer.checkpoint.resume import adopt, newest_checkpoint
+from trainer.checkpoint.retention import Retention
 from trainer.config import AnyTrainConfig
 from trainer.engine.base import StepStats
 from trainer.engine.open import micro_batches, open_engine
@@ -102,12 +104,13 @@ def _finished(config: AnyTrainConfig) -> TrainResult | None:
     done = complete_checkpoints(config.out)
     if environment_world_size() > 1 or not done or int(done[-1].name) < config.train.samples:
         return None
-    checkpoint = newest_checkpoint(config.out, _warn)
+    ranks = Alone()
+    checkpoint = newest_checkpoint(config.out, ranks, _warn)
     if checkpoint is None or checkpoint.manifest.samples < config.train.samples:
         return None
     facts = run_facts(config, Catalogue(config.data, config.seed))
     require_same_run(facts, checkpoint.manifest.facts, config.out)
-    adopt(config.out, checkpoint.folder, config.train.keep)
+    adopt(config.out, checkpoint.folder, ranks, Retention.of(config.train), _warn)
     return _result(config, checkpoint.state(), checkpoint.manifest.samples)
 
 
@@ -125,7 +128,8 @@ def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
             session.begin_with(parse_origin(config.init_from))
         if engine.rank == 0:
             write_record(config, engine)
-        _run(session, stop)
+        with session.saver:
+            _run(session, stop)
         return _result(config, session.state, resumed_from)
     finally:
         engine.close()
@@ -141,14 +145,20 @@ def _run(session: Session, stop: StopFlag) -> None:
     speed = Speed(config, session.engine) if session.engine.rank == 0 else None
     pictures = ProgressPictures(config, session.objective, session.engine.device)
 
-    def save_and_show() -> None:
-        samples = session.state.samples
-        if session.saved_at == samples:
+    def show() -> None:
+        """Draw what the weights of a checkpoint make, as soon as it is safe."""
+        samples = session.saver.take_complete()
+        if samples is None or metrics is None:
             return
-        heartbeat.enter("save", samples)
-        session.save()
-        if metrics is not None and (picture := pictures.draw(samples)) is not None:
+        if (picture := pictures.draw(samples)) is not None:
             metrics.show(picture, samples)
+
+    def save() -> None:
+        """Begin a checkpoint, when the one before is complete and was looked at."""
+        heartbeat.enter("save", session.state.samples)
+        session.finish_save()
+        show()
+        session.save()
 
     # The loader first, so that no worker is forked beside another thread.
     with (
@@ -170,6 +180,7 @@ def _run(session: Session, stop: StopFlag) -> None:
             require_held(config.out)
             session.count(stats)
             stragglers.add(stats.sums[3:])
+            show()
             now = time.monotonic()
             state.pass_time(now - last, waited)
             last = now
@@ -180,13 +191,17 @@ def _run(session: Session, stop: StopFlag) -> None:
                 if metrics is not None and speed is not None:
                     metrics.write(state, window, rate, {**_more(session, speed, window), **slow})
             divergence.look(stats)
+            session.keep_averages(before)  # first: what lies beyond a checkpoint is dropped
             if stats.sums[1]:
                 session.save()
+                session.finish_save()
                 _stop(stats, config.out)
             if _crossed(before, state.samples, save_every) and not state.skipped_in_row:
-                save_and_show()  # among steps that change nothing the checkpoint before stays
+                save()  # among steps that change nothing the checkpoint before stays
             heartbeat.enter("loader", state.samples)
-        save_and_show()
+        save()
+        session.finish_save()
+        show()
 
 
 def _loader(session: Session) -> Loader:

@@ -61,7 +61,7 @@ class Metrics:
         line = {
             "samples": state.samples,
             "steps": state.steps,
-            "loss": window.loss / window.samples if window.samples else None,
+            "loss": window.mean_loss(),
             "lr": rate,
             "grad_norm": window.grad_norm / window.steps if window.steps else None,
             "samples_per_second": round(window.samples_per_second, 2),

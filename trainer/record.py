@@ -22,6 +22,7 @@ from base.places import Place, folder_place
 from data_pipeline.schema.dataset import ClipInfo, DatasetInfo, clip_from_json, clip_path
 from data_pipeline.schema.selection import read_selection
 from trainer.batch import Needs
+from trainer.checkpoint.manifest import IDENTITY
 from trainer.checkpoint.origin import parse_origin
 from trainer.config import AnyTrainConfig
 from trainer.engine.base import Engine
@@ -30,7 +31,6 @@ from trainer.loader.catalogue import Catalogue
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 
-_FIXED = ("stage", "model", "seed", "data")  # another value would be another run
 _PACKAGES = (
     "unclip",
     "torch",
@@ -71,7 +71,7 @@ def require_same_run(facts: Mapping[str, Any], earlier: Mapping[str, Any], out: 
     Raises:
         UserError: names the first section that differs.
     """
-    differing = [name for name in _FIXED if facts[name] != earlier.get(name)]
+    differing = [name for name in IDENTITY if facts[name] != earlier.get(name)]
     # A DATASET that had no embeddings yet may have been given some since.
     embedded = zip(earlier.get("clips", ()), facts["clips"], strict=False)
     if any(before not in (None, now) for before, now in embedded):

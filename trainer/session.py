@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,25 @@ from torch import Tensor, nn
 from base.errors import UserError
 from base.hashing import stable_hash
 from trainer.batch import Batch
+from trainer.checkpoint.folders import complete_checkpoints
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.origin import Origin, find_weights
-from trainer.checkpoint.read import (
-    Checkpoint,
-    SliceReader,
-    faults,
-    newest_checkpoint,
-    open_checkpoint,
-)
-from trainer.checkpoint.write import Snapshot, adopt, complete_checkpoints, save_checkpoint
+from trainer.checkpoint.read import Checkpoint, SliceReader, faults, open_checkpoint
+from trainer.checkpoint.resume import adopt, newest_checkpoint
+from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.saver import Saver
+from trainer.checkpoint.snapshots import remove_later_snapshots, write_snapshot
+from trainer.checkpoint.staging import Staging
+from trainer.checkpoint.write import Snapshot
 from trainer.config import AnyTrainConfig
-from trainer.ema import Ema
+from trainer.ema.average import Ema
+from trainer.ema.profiles import KIND
 from trainer.engine.base import Engine, Flat, StepStats, fill
 from trainer.objectives.base import Objective
 from trainer.optim import MOMENTS
 from trainer.record import require_same_run
 from trainer.rng import SampleRandom
-from trainer.state import BUCKETS, LossScale, TrainState
+from trainer.state import BUCKETS, LossScale, TrainState, Window
 
 
 class Session:
@@ -49,9 +51,13 @@ class Session:
         self.state = TrainState(config.seed)
         self._require_scale()
         self.ema = Ema(engine.flats(), config.ema)
-        self.saved_at: int | None = None  # samples of the last checkpoint
+        self.saved_at: int | None = None  # samples of the last checkpoint, complete or begun
         self.forward_seconds = 0.0  # of the last step, before others are waited for
         self._own_loss = torch.zeros(())
+        self._retention = Retention.of(config.train)
+        self._since_save = Window()  # never saved: it is empty at every save
+        staging = Staging(self._snapshot(), engine) if config.train.async_save else None
+        self.saver = Saver(config.out, engine, self._retention, staging)
 
     def resume(self, warn: Callable[[str], None]) -> int | None:
         """Go on from the newest whole checkpoint; its samples, or None when there is none.
@@ -59,16 +65,12 @@ class Session:
         Raises:
             UserError: all checkpoints are damaged, or they are another run's.
         """
-        folder = None
-        if self.engine.rank == 0:
-            found = newest_checkpoint(self.config.out, warn)
-            if found is not None:
-                folder = found.folder
-                adopt(self.config.out, folder, self.config.train.keep)
-        folder = self.engine.gather(folder)[0]
-        if folder is None:
-            return None
-        self._restore(open_checkpoint(folder))
+        out = self.config.out
+        checkpoint = newest_checkpoint(out, self.engine, warn)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+            adopt(out, checkpoint.folder, self.engine, self._retention, warn)
+        remove_later_snapshots(out, self.state.samples, self.engine)
         return self.saved_at
 
     def roll_back(self, warn: Callable[[str], None]) -> int | None:
@@ -77,6 +79,7 @@ class Session:
         The save is what a run that is killed afterwards remembers it by. Gives the checkpoint's
         samples; None when there is none, and nothing has changed.
         """
+        self.finish_save()
         folder = None
         if self.engine.rank == 0:
             folder = self._newest_of_good_health(warn)
@@ -85,9 +88,11 @@ class Session:
             return None
         passed = self.state
         self._restore(open_checkpoint(folder))
-        found = self.state.samples
+        found, self._since_save = self.state.samples, Window()
+        remove_later_snapshots(self.config.out, found, self.engine)
         self.state.leave_out_until(passed, self.epoch_size)
         self.save()
+        self.finish_save()
         return found
 
     def _newest_of_good_health(self, warn: Callable[[str], None]) -> Path | None:
@@ -142,6 +147,7 @@ class Session:
     def _restore(self, checkpoint: Checkpoint) -> None:
         require_same_run(self.facts, checkpoint.manifest.facts, self.config.out)
         _require_shapes(_shapes(self.engine.flats()), checkpoint.manifest)
+        _require_averages(self.ema.kinds, checkpoint.manifest)
         earlier, begun = checkpoint.manifest.facts, ("init_from", "begun_with")
         self.facts = {**self.facts, **{name: earlier[name] for name in begun if name in earlier}}
         reader = SliceReader(checkpoint)
@@ -151,7 +157,7 @@ class Session:
         self.engine.restore(reader, self.state.steps)
         flats = self.engine.flats()
         self.ema = Ema(flats, self.config.ema)
-        fill(self.ema.alone(flats), reader)
+        fill(self.ema.alone(flats, self.ema.kinds), reader)
         _load_fixed(self.engine.module, reader, checkpoint.manifest)
         self.saved_at = self.state.samples
 
@@ -163,25 +169,57 @@ class Session:
             self.state.loss_scale = LossScale()
 
     def save(self) -> None:
-        """Write a checkpoint, unless there is one of this very moment."""
+        """Begin a checkpoint of this very moment, unless there is one."""
         if self.saved_at == self.state.samples:
             return
         begun = time.monotonic()
-        snapshot = Snapshot(
-            flats=self.ema.attach(self.engine.flats()),
-            fixed=_fixed(self.engine.module),
-            state=self.state,
-            facts=self.facts,
-        )
-        save_checkpoint(self.config.out, self.engine, snapshot, self.config.train.keep)
+        self.saver.begin(self._snapshot())
         self.saved_at = self.state.samples
+        self._since_save = Window()
         self.state.window.stalled += time.monotonic() - begun
+
+    def finish_save(self) -> None:
+        """Wait until a checkpoint that has begun is complete.
+
+        Raises:
+            UserError: it could not be written; all ranks raise alike.
+        """
+        begun = time.monotonic()
+        self.saver.finish()
+        self.state.window.stalled += time.monotonic() - begun
+
+    def _snapshot(self) -> Snapshot:
+        """What this rank holds; its tensors are live."""
+        return self._snapshot_of(self.ema.attach(self.engine.flats()))
+
+    def _snapshot_of(self, flats: Sequence[Flat]) -> Snapshot:
+        return Snapshot(
+            flats=flats,
+            fixed=_fixed(self.engine.module) if self.engine.rank == 0 else {},
+            state=deepcopy(self.state),
+            facts=self.facts,
+            loss=self._since_save.mean_loss(),
+        )
+
+    def keep_averages(self, before: int) -> None:
+        """Keep the power functions' averages every `ema.snapshot_every` samples and at the end.
+
+        `before`: the samples seen before the last step.
+        """
+        every, samples = self.config.ema.snapshot_every, self.state.samples
+        if every is None or self.state.ema_updates == 0:
+            return
+        if samples < self.config.train.samples and before // every == samples // every:
+            return
+        powers = [kind for kind in self.ema.kinds if kind != KIND]
+        snapshot = self._snapshot_of(self.ema.alone(self.engine.flats(), powers))
+        write_snapshot(self.config.out, self.engine, snapshot)
 
     def step(self, batches: Sequence[Batch], rate: float, requests: Sequence[float]) -> StepStats:
         """One optimizer step over this rank's micro-batches.
 
         `sums` of the result: the global batch's mean loss, then `requests` summed over ranks, then
-        what `Window.add` takes as `by_time`.
+        what `Window.add` takes as `by_time`, last how many ranks' turns of a save are over.
         """
         engine, objective, size = self.engine, self.objective, self.config.train.batch
         if self.state.loss_scale is not None:
@@ -199,8 +237,10 @@ class Session:
             engine.backward(loss)
             total += loss.detach()
         self._own_loss = total
-        asked = torch.tensor(requests, dtype=torch.float32).to(engine.device, non_blocking=True)
-        return engine.step(rate, torch.cat([total.reshape(1), asked, by_time.flatten()]))
+        asked = torch.tensor([*requests, self.saver.over], dtype=torch.float32)
+        asked = asked.to(engine.device, non_blocking=True)
+        sums = torch.cat([total.reshape(1), asked[:-1], by_time.flatten(), asked[-1:]])
+        return engine.step(rate, sums)
 
     def _loss(self, batch: Batch, context: object | None, index: int, by_time: Tensor) -> Tensor:
         """The sum of a micro-batch's losses; `by_time` is told when in the diffusion they are."""
@@ -219,15 +259,22 @@ class Session:
         return self._own_loss.item()
 
     def count(self, stats: StepStats) -> None:
-        """Bring average and progress up to date with a step."""
+        """Bring average, progress and a save that is under way up to date with a step.
+
+        Raises:
+            UserError: a checkpoint could not be written.
+        """
         state, size = self.state, self.config.train.batch
         scale = state.loss_scale
+        self.saver.advance(stats.sums[-1])
         if stats.applied:
             self.ema.update(state.ema_updates)
             state.ema_updates += 1
             state.steps += 1
             state.skipped_in_row = 0
-            state.window.add(size, stats.sums[0], stats.grad_norm, stats.sums[-2 * BUCKETS :])
+            for window in (state.window, self._since_save):
+                by_time = stats.sums[-2 * BUCKETS - 1 : -1]
+                window.add(size, stats.sums[0], stats.grad_norm, by_time)
         elif scale is not None and stats.overflowed and scale.can_fall:
             state.overflowed += size
         else:
@@ -255,6 +302,17 @@ def _require_shapes(shapes: Mapping[str, tuple[int, ...]], manifest: Manifest) -
         if stored is None or stored.shape != shape:
             found = "nothing" if stored is None else str(list(stored.shape))
             raise UserError(f"checkpoint: {name}: got {found}, expected {list(shape)}")
+
+
+def _require_averages(kinds: Sequence[str], manifest: Manifest) -> None:
+    """An average that begins in the middle would not be that of the run."""
+    for kind in kinds:
+        if kind not in manifest.kinds:
+            there = ", ".join(item for item in manifest.kinds if item.startswith(KIND))
+            raise UserError(
+                f"ema.powers: {kind} was not averaged from the run's beginning, and cannot be "
+                f"begun at {manifest.samples} samples; there are: {there}"
+            )
 
 
 def _fixed(module: nn.Module) -> dict[str, Tensor]:

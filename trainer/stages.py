@@ -22,7 +22,7 @@ from trainer.builders import (
     build_upsampler,
     export_clip,
 )
-from trainer.checkpoint.export import Which, read_weights
+from trainer.checkpoint.export import read_weights
 from trainer.config import AnyTrainConfig, TrainConfig
 from trainer.models.clip import ClipConfig
 from trainer.models.decoder import DecoderConfig
@@ -105,7 +105,7 @@ def _stage_in(path: Path) -> Any:
 
 
 def load_weights(
-    run: Path, which: Which = "ema", samples: int | None = None
+    run: Path, which: str = "ema", samples: int | None = None
 ) -> tuple[AnyTrainConfig, dict[str, Tensor]]:
     """A run's config and its model's state dict (fp32, CPU), for sampling.
 

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from base.errors import UserError
+from trainer.checkpoint.records import array, integer, mapping, number
 
-# Fields that the first checkpoints do not have.
+_KINDS = {"int": integer, "float": number}
+# Fields that the first checkpoints of RUN version 1 do not have.
 _LATER = {"epoch", "overflowed", "loss_scale", "rollbacks", "recent"}
 _CLEAN = 2000  # steps without an overflow, after which a loss scale is doubled
 
@@ -43,6 +45,10 @@ class Window:
     def samples_per_second(self) -> float:
         """Applied samples in the time of the window."""
         return self.samples / max(self.seconds, 1e-9)
+
+    def mean_loss(self) -> float | None:
+        """The mean over the window's applied samples; None when there are none."""
+        return self.loss / self.samples if self.samples else None
 
     def losses_by_time(self) -> list[float | None]:
         """The mean loss in each part of the diffusion's time; None where there is no sample."""
@@ -154,13 +160,25 @@ def state_from_json(data: Any, where: str) -> TrainState:
     names = {entry.name for entry in fields(TrainState)}
     if not isinstance(data, dict) or not names - _LATER <= set(data):
         raise UserError(f"{where}: not a record of a run's progress")
-    known = {name: data[name] for name in names & set(data)}
     try:
-        known["window"] = Window(**known["window"])
+        known = _checked(TrainState, {name: data[name] for name in names & set(data)})
+        known["window"] = Window(**_checked(Window, mapping(data["window"])))
         if known.get("loss_scale") is not None:
-            known["loss_scale"] = LossScale(**known["loss_scale"])
-        known["skipped"] = [(int(start), int(end)) for start, end in known["skipped"]]
-        known["rollbacks"] = [Rollback(*record) for record in known.get("rollbacks", ())]
+            known["loss_scale"] = LossScale(**_checked(LossScale, mapping(data["loss_scale"])))
+        known["skipped"] = [_pair(pair) for pair in array(data["skipped"])]
+        known["rollbacks"] = [Rollback(*_pair(pair)) for pair in array(data.get("rollbacks", []))]
+        known["recent"] = [number(loss) for loss in array(data.get("recent", []))]
         return TrainState(**known)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: not a record of a run's progress") from error
+        raise UserError(f"{where}: not a record of a run's progress ({error})") from error
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = array(value)
+    return integer(first), integer(second)
+
+
+def _checked(kind: type[TrainState | Window | LossScale], data: dict[str, Any]) -> dict[str, Any]:
+    """The values of `data`, counts and numbers looked at; their kinds stand beside the fields."""
+    kinds = {entry.name: _KINDS.get(str(entry.type)) for entry in fields(kind)}
+    return {name: check(v) if (check := kinds.get(name)) else v for name, v in data.items()}

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from base.memory import available_memory
+
 State = Literal["ok", "lacking", "optional"]
 _INSTALL = "pip install -c constraints.txt -e . (make demo does it)"
 _GB = 1e9
@@ -94,10 +96,10 @@ def _cpu(name: str) -> Finding:
 
 def _memory(name: str) -> Finding:
     info = Path("/proc/meminfo").read_text()
-    total, free = (_kilobytes(info, key) * 1024 for key in ("MemTotal", "MemAvailable"))
+    total, free = _kilobytes(info, "MemTotal") * 1024, available_memory()
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        total, free = min(total, int(text)), min(free, int(text))
+        total = min(total, int(text))
     state: State = "ok" if total / _GB >= MEMORY_GB else "lacking"
     value = f"{total / _GB:.1f} GB, {free / _GB:.1f} GB free"
     return Finding(name, state, value, f"a machine with at least {MEMORY_GB:.0f} GB of memory")

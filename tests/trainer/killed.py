@@ -1,4 +1,6 @@
-"""Kills a training run at one file operation after another: killed.py DATASET FOLDER STEP FIRST.
+"""Kills a training run at one file operation after another.
+
+killed.py DATASET FOLDER STEP FIRST [EVERY], with a snapshot of averages every EVERY samples.
 
 Each run is a forked child that sends itself SIGKILL at its n-th look at the disk: an open, rename,
 removal, new folder, fsync, or a tensor about to be written. Then another child finishes the run.
@@ -22,9 +24,10 @@ import torch.utils.tensorboard  # seconds in every child otherwise
 import toy
 
 from base.files import sha256_file
-from trainer.checkpoint import tensors, write
+from trainer.checkpoint import folders, tensors, write
 from trainer.checkpoint.manifest import FOLDER, LATEST
-from trainer.checkpoint.read import faults, open_checkpoint
+from trainer.checkpoint.read import folder_faults
+from trainer.checkpoint.snapshots import SNAPSHOTS
 from trainer.config import AnyTrainConfig
 from trainer.loop import train
 
@@ -32,8 +35,8 @@ EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 SLICES = "slices/rank_00000.safetensors"
 
 
-def main(data: Path, folder: Path, step: int, first: int) -> None:
-    config = configure(data, folder / "quiet")
+def main(data: Path, folder: Path, step: int, first: int, every: int | None = None) -> None:
+    config = configure(data, folder / "quiet", every)
     assert in_child(lambda: train(config)) == 0
     final = sha256_file(last_checkpoint(folder / "quiet") / SLICES)
     report: list[dict[str, Any]] = []
@@ -41,21 +44,23 @@ def main(data: Path, folder: Path, step: int, first: int) -> None:
     while killed:
         run = folder / "run"
         shutil.rmtree(run, ignore_errors=True)
-        config = configure(data, run)
+        config = configure(data, run, every)
         killed = in_child(lambda: train_until(config, point)) == signal.SIGKILL  # noqa: B023
         entry = {"point": point, "killed": killed, "between": look(run)}
         entry["finished"] = in_child(lambda: train(config)) == 0  # noqa: B023
         entry["equal"] = sha256_file(last_checkpoint(run) / SLICES) == final
         entry["left"] = sorted(path.name for path in (run / FOLDER).iterdir())
+        entry["snapshots"] = snapshots(run)
+        entry["same"] = snapshots(run) == snapshots(folder / "quiet")
         report.append(entry)
         point += step
     (folder / "report.json").write_text(json.dumps(report))
 
 
-def configure(data: Path, run: Path) -> AnyTrainConfig:
-    return toy.toy_config(
-        data, run, train={"samples": 60, "checkpoint_every": 12, "log_every": 12, "keep": 2}
-    )
+def configure(data: Path, run: Path, every: int | None) -> AnyTrainConfig:
+    how = {"samples": 60, "checkpoint_every": 12, "log_every": 12, "keep": 2}
+    ema = {"powers": [0.05, 0.1], "snapshot_every": every} if every else {}
+    return toy.toy_config(data, run, train=how, ema=ema)
 
 
 def in_child(work: Callable[[], object]) -> int:
@@ -88,7 +93,7 @@ def train_until(config: AnyTrainConfig, point: int) -> None:
             count()
 
     sys.addaudithook(audit)
-    for module, name in ((os, "fsync"), (tensors, "_data"), (write, "_sync")):
+    for module, name in ((os, "fsync"), (tensors, "_data"), (write, "sync"), (folders, "sync")):
         setattr(module, name, counted(getattr(module, name), count))
     train(config)
 
@@ -105,10 +110,17 @@ def look(run: Path) -> dict[str, Any]:
     """What a reader finds in a run that was just killed."""
     latest = run / LATEST
     named = latest.read_text().strip() if latest.exists() else None
-    whole = {}
-    for path in sorted((run / FOLDER).glob("[0-9]*")):
-        whole[path.name] = faults(open_checkpoint(path)) == []
-    return {"latest": named, "whole": whole}
+    whole: dict[str, dict[str, bool]] = {FOLDER: {}, SNAPSHOTS: {}}
+    for root, found in whole.items():
+        for path in sorted((run / root).glob("[0-9]*")):
+            found[path.name] = folder_faults(path) == []
+    return {"latest": named, "whole": whole[FOLDER], "snapshots": whole[SNAPSHOTS]}
+
+
+def snapshots(run: Path) -> dict[str, str]:
+    """Hashes of the snapshots' slices, of the whole run and nothing else in their folder."""
+    folders = sorted((run / SNAPSHOTS).iterdir()) if (run / SNAPSHOTS).exists() else []
+    return {path.name: sha256_file(path / SLICES) for path in folders}
 
 
 def last_checkpoint(run: Path) -> Path:
@@ -117,4 +129,4 @@ def last_checkpoint(run: Path) -> Path:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:]))

@@ -30,14 +30,16 @@ from trainer.loop import build_parts, train
 from trainer.session import Session
 
 CPU = torch.device("cpu")
-KINDS = ("master", "exp_avg", "exp_avg_sq", "ema")
+AVERAGES = ("ema", "ema_0.050", "ema_0.100")
+KINDS = ("master", "exp_avg", "exp_avg_sq", *AVERAGES)
+BAD = 30  # a position in the third of four steps, which is skipped
 
 
 def main(data: Path, folder: Path) -> None:
     report: dict[str, Any] = {}
     for zero in range(4):
         on = {"engine": "deepspeed", "zero_stage": zero}
-        train(toy.toy_config(data, folder / f"whole{zero}", train=on))
+        train(toy.toy_config(data, folder / f"whole{zero}", train=on, ema=toy.SNAPSHOTS))
         train(toy.toy_config(data, folder / f"half{zero}", train={**on, "samples": 48}))
         train(toy.toy_config(data, folder / "local_half" / str(zero), train=on))
         for precision in ("fp32", "bf16"):
@@ -53,27 +55,39 @@ def compare_with_full_gather(data: Path, folder: Path, zero: int, precision: str
     config = toy.toy_config(
         data,
         folder / "unused",
+        objective={"poison": [BAD]},
+        ema=toy.SNAPSHOTS,
         train={"engine": "deepspeed", "zero_stage": zero, "precision": precision},
     )
     session = open_session(config)
     engine = session.engine
     assert isinstance(engine, DeepSpeedEngine)
-    averages = {name: value.clone() for name, value in full(engine, "master").items()}
+    start = full(engine, "master")
+    averages = {kind: {name: value.clone() for name, value in start.items()} for kind in AVERAGES}
     for step in range(4):
+        before = session.state.ema_updates
         take_step(session, step)
-        decay = session.ema.decay(step)
-        for name, value in full(engine, "master").items():
-            averages[name].lerp_(value, 1 - decay)
+        if session.state.ema_updates == before:
+            continue
+        for kind, average in averages.items():
+            weight = 1 - session.ema.decay(before, kind)
+            for name, value in full(engine, "master").items():
+                average[name].lerp_(value, weight)
     pieces = assembled(engine, session.ema.attach(engine.flats()))
     difference = {
         kind: max(
             float((pieces[kind][name] - value).abs().max())
-            for name, value in (averages if kind == "ema" else full(engine, kind)).items()
+            for name, value in (averages.get(kind) or full(engine, kind)).items()
         )
         for kind in KINDS
     }
     engine.close()
-    return {"difference": difference, "elements": sum(t.numel() for t in averages.values())}
+    return {
+        "difference": difference,
+        "elements": sum(t.numel() for t in start.values()),
+        "updates": session.state.ema_updates,
+        "skipped": session.state.skipped,
+    }
 
 
 def collectives(data: Path, folder: Path, zero: int, micro: int) -> dict[str, int]:

@@ -12,8 +12,7 @@ from torch import nn
 
 from base.errors import UserError
 from trainer.checkpoint.export import read_weights
-from trainer.config import EmaConfig, LoopConfig, OptimConfig
-from trainer.ema import Ema
+from trainer.config import LoopConfig, OptimConfig
 from trainer.engine import processes
 from trainer.engine.base import Setup
 from trainer.engine.local import LocalEngine
@@ -189,26 +188,6 @@ def test_a_bad_loss_skips_its_step_and_nothing_else(
     assert [line["loss"] is None for line in lines] == [n == 2 for n in range(8)]
     assert [line["skipped"] for line in lines] == [0, 0] + [12] * 6
     assert all(value.isfinite().all() for value in read_weights(tmp_path / "run").values())
-
-
-def test_average_is_the_plain_recurrence() -> None:
-    """Recomputed in float64 from the weights that each step left behind."""
-    torch.manual_seed(0)
-    module = nn.Linear(7, 3)
-    engine = LocalEngine(module, OptimConfig(), Setup("fp32", 0, lambda world: 1), CPU)
-    config = EmaConfig(decay=0.9, warmup=10)
-    ema = Ema(engine.flats(), config)
-    plain = [flat.master.double().clone() for flat in engine.flats()]
-    for step in range(30):
-        engine.backward(module(torch.randn(4, 7)).square().sum())
-        engine.step(1e-2, torch.zeros(1))
-        ema.update(step)
-        decay = min(0.9, (1 + step) / (10 + step))
-        for average, flat in zip(plain, engine.flats(), strict=True):
-            average.mul_(decay).add_(flat.master.double(), alpha=1 - decay)
-    for average, shadow in zip(plain, ema.shadows, strict=True):
-        assert torch.allclose(average, shadow.double(), rtol=0, atol=1e-6)
-        assert shadow.dtype == torch.float32
 
 
 def test_learning_rate_warms_up_and_falls() -> None:

@@ -11,8 +11,8 @@ import toy
 from base.command import line_and_code
 from base.errors import UserError
 from trainer.checkpoint import write
+from trainer.checkpoint.folders import complete_checkpoints
 from trainer.checkpoint.manifest import FOLDER, LATEST, folder_name
-from trainer.checkpoint.write import complete_checkpoints
 from trainer.loop import train
 
 

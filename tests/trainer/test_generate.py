@@ -15,6 +15,7 @@ import trainer.sampling.pictures as pictures
 from base.command import line_and_code
 from base.errors import NothingUsable, Stopped, UserError
 from trainer.cli import app
+from trainer.sampling.config import CascadeConfig
 
 CASCADE = "clip: clip\nprior: {run: prior}\ndecoder: {run: decoder}\n"
 
@@ -182,3 +183,34 @@ def test_a_cascade_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cascade\.yaml"):
         run(tmp_path / "nowhere", "a", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_are_chosen_for_all_networks_at_once(
+    model: Colours, cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that the runs do not have leave no claim on the folder."""
+    loaded: list[CascadeConfig] = []
+
+    def load(config: CascadeConfig) -> Colours:
+        loaded.append(config)
+        if config.prior.weights == "ema_0.070":
+            raise UserError("weights: got 'ema_0.070'")
+        return model
+
+    monkeypatch.setattr(pictures, "load_cascade", load)
+    text = CASCADE + "upsamplers: [{run: up64}, {run: up256, weights: raw}]\n"
+    (cascade / "cascade.yaml").write_text(text)
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"ema_0\.070"):
+        run(cascade, "a", "--out", out, "--weights", "ema_0.070")
+    run(cascade, "a", "--out", out, "--weights", "ema_0.050")
+    config = loaded[-1]
+    parts = [config.prior, config.decoder, *config.upsamplers]
+    assert [part.weights for part in parts] == ["ema_0.050"] * 4
+    with pytest.raises(UserError, match="weights or cascade; choose another --out"):
+        run(cascade, "a", "--out", out)
+    run(cascade, "a", "--out", tmp_path / "plain")
+    assert [part.weights for part in loaded[-1].upsamplers] == ["ema", "raw"]
+    (cascade / "cascade.yaml").write_text(CASCADE.replace("decoder}", "decoder, weights: mean}"))
+    with pytest.raises(UserError, match=r"decoder\.weights: got 'mean', expected text like"):
+        run(cascade, "a", "--out", tmp_path / "mean")

@@ -14,7 +14,16 @@ from trainer.metrics import read_metrics
 
 CURVES = {
     *("loss", "loss_t0", "loss_t1", "loss_t2", "loss_t3", "lr", "grad_norm", "ema_decay"),
-    *("samples_per_second", "waited", "stalled", "skipped", "flops", "tflops", "memory"),
+    *(
+        "samples_per_second",
+        "waited",
+        "stalled",
+        "skipped",
+        "overflowed",
+        "flops",
+        "tflops",
+        "memory",
+    ),
 }
 
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import toy
+from safetensors.torch import load_file
 
 from trainer.checkpoint.export import read_weights
 from trainer.checkpoint.read import resolve_checkpoint
+from trainer.checkpoint.snapshots import read_snapshots
+from trainer.checkpoint.synthesis import synthesise
 from trainer.loop import train
 from trainer.metrics import read_metrics
 
@@ -27,7 +30,7 @@ def folder(
     """Runs of one process and of two."""
     toy.register()
     folder = tmp_path_factory.mktemp("ranks")
-    train(toy.toy_config(dataset, folder / "alone"))
+    train(toy.toy_config(dataset, folder / "alone", ema=toy.SNAPSHOTS))
     train(toy.toy_config(dataset, folder / "local_half" / "0", train={"samples": 48}))
     for zero in STAGES[1:]:
         shutil.copytree(folder / "local_half" / "0", folder / "local_half" / str(zero))
@@ -70,10 +73,30 @@ def test_slices_of_all_ranks_tile_the_model(folder: Path, zero: int) -> None:
 def test_slices_and_averages_are_those_of_a_full_gather(
     folder: Path, zero: int, precision: str
 ) -> None:
-    """Bit for bit: masters, both moments, and an average recomputed from gathered weights."""
+    """Bit for bit: masters, moments, and averages recomputed from gathered weights.
+
+    Each step accumulates two micro-batches, and one of the four is skipped.
+    """
     report: Any = json.loads((folder / "report.json").read_text())[f"{zero} {precision}"]
-    assert report["difference"] == {"master": 0, "exp_avg": 0, "exp_avg_sq": 0, "ema": 0}
+    averages = ("ema", "ema_0.050", "ema_0.100")
+    kinds = ("master", "exp_avg", "exp_avg_sq", *averages)
+    assert report["difference"] == dict.fromkeys(kinds, 0)
     assert report["elements"] == 472
+    assert (report["updates"], report["skipped"]) == (3, [[24, 36]])
+
+
+@pytest.mark.parametrize("zero", STAGES)
+def test_averages_made_of_two_ranks_snapshots_are_those_of_one(
+    folder: Path, tmp_path: Path, zero: int
+) -> None:
+    run = folder / f"whole{zero}"
+    assert [snapshot.manifest.world_size for snapshot in read_snapshots(run)] == [2] * 4
+    ours, theirs = (
+        load_file(synthesise(source, 0.07, tmp_path / source.name).out)
+        for source in (run, folder / "alone")
+    )
+    for name, value in theirs.items():
+        assert (ours[name] - value).abs().max() < 2e-5, name
 
 
 @pytest.mark.parametrize("zero", STAGES)

@@ -59,7 +59,8 @@ def test_three_sessions_equal_one(
     deepspeed_ready: None, dataset: Path, tmp_path: Path, how: dict[str, Any]
 ) -> None:
     """Cut between lines of metrics and inside an epoch; pictures, crops and tokens included."""
-    sections = {"optim": {"schedule": "cosine"}, "train": how}
+    averages = {"powers": [0.05, 0.1]}
+    sections = {"optim": {"schedule": "cosine"}, "train": how, "ema": averages}
     plain = {"pictures": True}
     train(toy.toy_config(dataset, tmp_path / "whole", objective=plain, **sections))
     stopping = {**plain, "stop_at": [20, 44]}
@@ -72,6 +73,8 @@ def test_three_sessions_equal_one(
     assert stopped_at == [36, 60]
     assert train(config).resumed_from == 60
     assert_equal_runs(tmp_path / "parts", tmp_path / "whole")
+    assert "ema_0.100" in resolve_checkpoint(tmp_path / "parts").manifest.kinds
+    assert resolve_checkpoint(tmp_path / "parts").state().ema_updates == 8
 
 
 def test_a_finished_run_is_left_alone(dataset: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from trainer.rng import SampleRandom
 from trainer.stages import STAGES, Parts, Stage
 
 DIM = 8
+SNAPSHOTS = {"powers": [0.05, 0.1], "snapshot_every": 24}  # for the section `ema`
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from base.errors import UserError
-from base.files import read_json
+from trainer.checkpoint.records import array, integer, mapping, number, read_record, text
 from trainer.checkpoint.tensors import FileRecord
 
 VERSION = 1
@@ -17,6 +19,13 @@ FOLDER = "checkpoints"
 LATEST = "latest"
 MANIFEST = "manifest.json"
 TRAINER = "trainer.json"
+IDENTITY = ("stage", "model", "seed", "data")  # facts; with another value it is another run
+SEAL = "sha256"
+_FIRST = frozenset(  # all fields of the manifests that had no hash of their own
+    ("version", "samples", "steps", "world_size", "kinds", "tensors", "fixed", "files", "facts")
+)
+_MOST_BYTES = 1 << 27
+_MOST_SIDES = 64  # torch's own limit
 
 
 class Range(NamedTuple):
@@ -56,11 +65,17 @@ class Manifest:
     samples: int
     steps: int
     world_size: int
-    kinds: tuple[str, ...]  # "master", "exp_avg", "exp_avg_sq", "ema"
+    kinds: tuple[str, ...]  # "master", "exp_avg", "exp_avg_sq", "ema", "ema_0.050", …
     tensors: Mapping[str, TensorRecord]
     fixed: Mapping[str, tuple[int, ...]]  # untrained tensors, whole, in rank 0's file
     files: Mapping[str, FileRecord]
     facts: Mapping[str, Any]  # fingerprints of model, data and CLIP; engine, precision
+    loss: float | None = None  # mean over the samples applied since the save before
+
+    @property
+    def bytes(self) -> int:
+        """Of all files but the manifest."""
+        return sum(record.bytes for record in self.files.values())
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -81,6 +96,7 @@ class Manifest:
             "fixed": {name: list(shape) for name, shape in self.fixed.items()},
             "files": {name: record._asdict() for name, record in self.files.items()},
             "facts": dict(self.facts),
+            "loss": self.loss,
         }
 
 
@@ -99,40 +115,100 @@ def slice_key(kind: str, name: str) -> str:
     return f"{kind}/{name}"
 
 
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest's plain data with the hash of all of it, by which damage to it is noticed."""
+    plain = json.dumps(data, separators=(",", ":"))
+    return {**data, SEAL: hashlib.sha256(plain.encode()).hexdigest()}
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Read a checkpoint's manifest.
+    """Read a checkpoint's manifest; what it says fits together, and files could be so.
 
     Raises:
-        UserError: it is missing, of another version, or not what it should be.
+        UserError: it is missing, of another version, changed since, or not what it should be.
     """
     path = folder / MANIFEST
-    data = read_json(path)
+    data = read_record(path, _MOST_BYTES)
     found = data.get("version") if isinstance(data, dict) else None
     if found != VERSION:
-        raise UserError(f"{path}: version: got {found!r}, expected {VERSION}")
+        raise UserError(f"{path}: version: got {str(found)[:20]}, expected {VERSION}")
     try:
+        _require_seal(data)
         return _from_json(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a checkpoint's manifest") from error
+    except (KeyError, ValueError) as error:
+        lacking = "lacks " if isinstance(error, KeyError) else ""
+        raise UserError(f"{path}: not a checkpoint's manifest ({lacking}{error})") from error
+
+
+def _require_seal(data: dict[str, Any]) -> None:
+    """The first manifests have no hash; one whose field was renamed by damage is none of them."""
+    seal = data.pop(SEAL, None)
+    if seal is None and set(data) <= _FIRST:
+        return
+    if seal != sealed(data)[SEAL]:
+        raise ValueError("its bytes have changed since it was written")
 
 
 def _from_json(data: Mapping[str, Any]) -> Manifest:
-    tensors = {
-        name: TensorRecord(
-            tuple(record["shape"]), tuple(Range(**part) for part in record["ranges"])
-        )
-        for name, record in data["tensors"].items()
-    }
-    return Manifest(
-        samples=data["samples"],
-        steps=data["steps"],
-        world_size=data["world_size"],
-        kinds=tuple(data["kinds"]),
-        tensors=tensors,
-        fixed={name: tuple(shape) for name, shape in data["fixed"].items()},
-        files={name: FileRecord(**record) for name, record in data["files"].items()},
-        facts=data["facts"],
+    world_size = integer(data["world_size"])
+    loss = data.get("loss")
+    manifest = Manifest(
+        samples=integer(data["samples"]),
+        steps=integer(data["steps"]),
+        world_size=world_size,
+        kinds=tuple(text(kind) for kind in array(data["kinds"])),
+        tensors={
+            name: _tensor(name, mapping(record), world_size)
+            for name, record in mapping(data["tensors"]).items()
+        },
+        fixed={name: _shape(shape) for name, shape in mapping(data["fixed"]).items()},
+        files={
+            name: FileRecord(integer(record["bytes"]), text(record["sha256"]))
+            for name, record in mapping(data["files"]).items()
+        },
+        facts=mapping(data["facts"]),
+        loss=None if loss is None else number(loss),
     )
+    _require_files(manifest)
+    return manifest
+
+
+def _tensor(name: str, record: Mapping[str, Any], world_size: int) -> TensorRecord:
+    parts = [
+        Range(
+            integer(part["rank"], world_size - 1), integer(part["start"]), integer(part["length"])
+        )
+        for part in map(mapping, array(record["ranges"]))
+    ]
+    tensor = TensorRecord(_shape(record["shape"]), tuple(parts))
+    if not tensor.is_covered():
+        raise ValueError(f"{name} is not covered by its ranges")
+    return tensor
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    sides = array(value)
+    if len(sides) > _MOST_SIDES:
+        raise ValueError(f"got {len(sides)} dimensions, expected at most {_MOST_SIDES}")
+    return tuple(integer(side) for side in sides)
+
+
+def _require_files(manifest: Manifest) -> None:
+    """Exactly the files that a checkpoint has, each large enough for what it is said to hold.
+
+    So a name leads nowhere else, and nobody who has compared sizes makes room for more than that.
+    """
+    files, ranks = manifest.files, manifest.world_size
+    if len(files) != ranks + 1 or set(files) != {TRAINER, *map(rank_file, range(ranks))}:
+        raise ValueError(f"files: expected {TRAINER} and the slices of {ranks} ranks alone")
+    needed = [0] * ranks
+    for tensor in manifest.tensors.values():
+        for part in tensor.ranges:
+            needed[part.rank] += 4 * part.length * len(manifest.kinds)
+    needed[0] += sum(math.prod(shape) for shape in manifest.fixed.values())  # a byte each, or more
+    for rank, least in enumerate(needed):
+        if files[rank_file(rank)].bytes < least:
+            raise ValueError(f"{rank_file(rank)}: too small for what it is said to hold")
 
 
 def join_ranges(

@@ -12,27 +12,29 @@ from torch import Tensor
 
 from base.errors import UserError
 from base.files import sha256_file
-from trainer.checkpoint.export import Which
+from trainer.checkpoint.export import stored_kind
 from trainer.checkpoint.manifest import MANIFEST
 from trainer.checkpoint.read import Checkpoint, SliceReader, faults, resolve_checkpoint
-from trainer.ema import KIND as EMA
+from trainer.ema.profiles import KIND
 from trainer.engine.base import Engine
 
-_FORM = re.compile(r"(?P<path>.+?)(?:@(?P<samples>\d+))?(?::(?P<which>ema|raw))?", re.DOTALL)
+_FORM = re.compile(
+    r"(?P<path>.+?)(?:@(?P<samples>\d+))?(?::(?P<weights>raw|ema(?:_[0-9.]+)?))?", re.DOTALL
+)
 
 
 class Origin(NamedTuple):
-    """RUN[@SAMPLES][:ema|raw] or FILE, taken apart."""
+    """RUN[@SAMPLES][:WEIGHTS] or FILE, taken apart; WEIGHTS as for an export."""
 
     path: Path  # absolute, so that it is the same from every folder
     samples: int | None  # None: the latest checkpoint
-    which: Which
+    weights: str
 
     def __str__(self) -> str:
         if self.path.suffix == ".safetensors":
             return str(self.path)
         at = "" if self.samples is None else f"@{self.samples}"
-        return f"{self.path}{at}:{self.which}"
+        return f"{self.path}{at}:{self.weights}"
 
 
 class Weights(Protocol):
@@ -57,14 +59,14 @@ def parse_origin(text: str) -> Origin:
     """
     found = _FORM.fullmatch(text)
     if found is None:
-        raise UserError("init_from: got '', expected RUN[@SAMPLES][:ema|raw] or FILE.safetensors")
-    path, samples, which = Path(found["path"]).absolute(), found["samples"], found["which"]
-    if path.suffix == ".safetensors" and (samples or which):
+        raise UserError("init_from: got '', expected RUN[@SAMPLES][:WEIGHTS] or FILE.safetensors")
+    path, samples, weights = Path(found["path"]).absolute(), found["samples"], found["weights"]
+    if path.suffix == ".safetensors" and (samples or weights):
         raise UserError(
             f"init_from: got {text!r}, expected {found['path']} alone: "
             "a file has one set of weights and no checkpoints"
         )
-    return Origin(path, int(samples) if samples else None, "raw" if which == "raw" else "ema")
+    return Origin(path, int(samples) if samples else None, weights or KIND)
 
 
 def find_weights(
@@ -107,7 +109,7 @@ def _resolve(origin: Origin) -> Origin:
 
 def _open(origin: Origin) -> Weights:
     if origin.path.is_dir():
-        return _RunWeights(resolve_checkpoint(origin.path, origin.samples), origin.which)
+        return _RunWeights(resolve_checkpoint(origin.path, origin.samples), origin.weights)
     return _FileWeights(origin.path)
 
 
@@ -125,12 +127,12 @@ def _shown(shape: tuple[int, ...] | None) -> str:
 
 
 class _RunWeights:
-    def __init__(self, checkpoint: Checkpoint, which: Which) -> None:
+    def __init__(self, checkpoint: Checkpoint, weights: str) -> None:
         self._checkpoint, manifest = checkpoint, checkpoint.manifest
         trained = {name: record.shape for name, record in manifest.tensors.items()}
         self.shapes: Mapping[str, tuple[int, ...]] = {**trained, **manifest.fixed}
         self._fixed = set(manifest.fixed)
-        self._kind = EMA if which == "ema" else "master"
+        self._kind = stored_kind(checkpoint, weights)
         self._reader = SliceReader(checkpoint)
 
     def verify(self) -> str:

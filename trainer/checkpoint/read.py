@@ -1,19 +1,18 @@
-"""Reading checkpoints: verification, choice of the one to resume from, ranges of tensors."""
+"""Reading checkpoints: which is asked for, what is wrong with it, ranges of its tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from base.errors import UserError
-from base.files import read_json, sha256_file
+from base.files import sha256_file
+from trainer.checkpoint.folders import complete_checkpoints, latest_checkpoint
 from trainer.checkpoint.manifest import (
-    FOLDER,
     LATEST,
     TRAINER,
     Manifest,
@@ -21,8 +20,11 @@ from trainer.checkpoint.manifest import (
     read_manifest,
     slice_key,
 )
-from trainer.checkpoint.write import complete_checkpoints
+from trainer.checkpoint.records import read_record
+from trainer.checkpoint.tensors import FileRecord, TensorFile
 from trainer.state import TrainState, state_from_json
+
+_MOST_BYTES = 1 << 26  # of trainer.json
 
 
 class Checkpoint(NamedTuple):
@@ -32,9 +34,17 @@ class Checkpoint(NamedTuple):
     manifest: Manifest
 
     def state(self) -> TrainState:
-        """Progress at the time of the save."""
+        """Progress at the time of the save.
+
+        Raises:
+            UserError: the record is damaged, or another checkpoint's.
+        """
         path = self.folder / TRAINER
-        return state_from_json(read_json(path), str(path))
+        state = state_from_json(read_record(path, _MOST_BYTES), str(path))
+        if state.samples != self.manifest.samples:
+            expected = f"{self.manifest.samples} as in the manifest"
+            raise UserError(f"{path}: samples: got {state.samples}, expected {expected}")
+        return state
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -46,49 +56,45 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, read_manifest(folder))
 
 
-def faults(checkpoint: Checkpoint) -> list[str]:
-    """What is wrong with a checkpoint's files, one line each; empty when all is as written."""
-    found = []
-    for name, record in checkpoint.manifest.files.items():
-        path = checkpoint.folder / name
-        if not path.is_file():
-            found.append(f"{path}: missing")
-        elif path.stat().st_size != record.bytes:
-            found.append(f"{path}: got {path.stat().st_size} bytes, expected {record.bytes}")
-        elif sha256_file(path) != record.sha256:
-            found.append(f"{path}: its bytes have changed since it was written")
-    found += [
-        f"{checkpoint.folder}: {name} is not covered by its ranges"
-        for name, record in checkpoint.manifest.tensors.items()
-        if not record.is_covered()
-    ]
-    return found
+def faults(checkpoint: Checkpoint, part: int = 0, parts: int = 1) -> list[str]:
+    """What is wrong with a checkpoint's files, one line each; empty when all is as written.
 
-
-def newest_checkpoint(run: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None when the run has none at all.
-
-    Damaged ones are passed over, and `warn` is told.
-
-    Raises:
-        UserError: there are checkpoints and every one is damaged.
+    Several ranks share the files: this looks at the `part`-th share of `parts`, large files first.
     """
-    wrong = ""
-    for folder in reversed(complete_checkpoints(run)):
-        try:
-            checkpoint = open_checkpoint(folder)
-            problems = faults(checkpoint)
-        except UserError as error:
-            problems = [str(error)]
-        if not problems:
-            return checkpoint
-        wrong = wrong or problems[0]
-        warn(f"checkpoint {folder.name} is damaged and passed over: {problems[0]}")
-    if not wrong and (run / LATEST).is_file():
-        named = (run / LATEST).read_text(encoding="utf-8").strip()
-        wrong = f"{run / FOLDER / named}: missing, though {run / LATEST} names it"
-    if wrong:
-        raise UserError(f"{run}: no whole checkpoint is left ({wrong}); use another `out`")
+    files = sorted(checkpoint.manifest.files.items(), key=lambda file: (-file[1].bytes, file[0]))
+    found = (file_fault(checkpoint.folder / name, record) for name, record in files[part::parts])
+    return [fault for fault in found if fault is not None]
+
+
+def folder_faults(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint's folder, of which nothing is known yet."""
+    try:
+        checkpoint = open_checkpoint(folder)
+        found = faults(checkpoint)
+        if not found:
+            checkpoint.state()
+        return found
+    except UserError as error:
+        return [str(error)]
+
+
+def file_fault(path: Path, record: FileRecord) -> str | None:
+    """What is wrong with a file, by its size and then by its hash."""
+    try:
+        fault = size_fault(path, record)
+        if fault is None and sha256_file(path) != record.sha256:
+            fault = f"{path}: its bytes have changed since it was written"
+    except OSError as error:
+        fault = f"{path}: {error.strerror}"
+    return fault
+
+
+def size_fault(path: Path, record: FileRecord) -> str | None:
+    """What is wrong with a file, as far as its size tells."""
+    if not path.is_file():
+        return f"{path}: missing"
+    if path.stat().st_size != record.bytes:
+        return f"{path}: got {path.stat().st_size} bytes, expected {record.bytes}"
     return None
 
 
@@ -99,10 +105,10 @@ def resolve_checkpoint(run: Path, samples: int | None = None) -> Checkpoint:
         UserError: there is none; the message lists those there are.
     """
     if samples is None:
-        latest = run / LATEST
-        if not latest.is_file():
+        latest = latest_checkpoint(run)
+        if latest is None:
             raise UserError(f"{run}: no checkpoint yet (no file `{LATEST}`)")
-        return open_checkpoint(run / FOLDER / latest.read_text(encoding="utf-8").strip())
+        return open_checkpoint(latest)
     for folder in complete_checkpoints(run):
         if int(folder.name) == samples:
             return open_checkpoint(folder)
@@ -111,11 +117,16 @@ def resolve_checkpoint(run: Path, samples: int | None = None) -> Checkpoint:
 
 
 class SliceReader:
-    """Gives ranges of stored tensors, whichever ranks wrote them. Files stay open in between."""
+    """Gives ranges of stored tensors, whichever ranks wrote them."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._files: dict[int, Any] = {}
+        self._files: dict[int, TensorFile] = {}
+
+    @property
+    def manifest(self) -> Manifest:
+        """What there is to read."""
+        return self._checkpoint.manifest
 
     def __call__(self, kind: str, name: str, start: int, count: int) -> Tensor:
         """Elements [start, start + count) of the flattened tensor, fp32 [count].
@@ -131,27 +142,33 @@ class SliceReader:
             first = max(start, part.start)
             last = min(start + count, part.start + part.length)
             if first < last:
-                stored = self._slice(part.rank, slice_key(kind, name))
-                result[first - start : last - start] = stored[
-                    first - part.start : last - part.start
-                ]
+                file, key = self._file(part.rank), slice_key(kind, name)
+                if file.dtype(key, part.length) != result.dtype:
+                    raise UserError(f"{self._path(part.rank)}: {kind} of {name} is not float32")
+                file.read(key, first - part.start, result[first - start : last - start])
         return result
 
     def fixed(self, name: str) -> Tensor:
         """An untrained tensor."""
-        tensor: Tensor = self._slice(0, slice_key("fixed", name))[:]
-        return tensor.reshape(self._checkpoint.manifest.fixed[name])
+        shape, key = self.manifest.fixed[name], slice_key("fixed", name)
+        tensor = torch.empty(math.prod(shape), dtype=self._file(0).dtype(key, math.prod(shape)))
+        self._file(0).read(key, 0, tensor)
+        return tensor.reshape(shape)
 
     def whole(self, kind: str, name: str) -> Tensor:
         """A trained tensor in its shape, fp32."""
         record = self._checkpoint.manifest.tensors[name]
         return self(kind, name, 0, record.count).reshape(record.shape)
 
-    def _slice(self, rank: int, key: str) -> Any:
+    def _file(self, rank: int) -> TensorFile:
+        """A rank's file; a manifest's sizes hold for what is read, or nothing is."""
         if rank not in self._files:
-            path = self._checkpoint.folder / rank_file(rank)
-            try:
-                self._files[rank] = safe_open(str(path), framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{path}: cannot be read ({error})") from error
-        return self._files[rank].get_slice(key)
+            path = self._path(rank)
+            fault = size_fault(path, self.manifest.files[rank_file(rank)])
+            if fault is not None:
+                raise UserError(fault)
+            self._files[rank] = TensorFile(path)
+        return self._files[rank]
+
+    def _path(self, rank: int) -> Path:
+        return self._checkpoint.folder / rank_file(rank)

@@ -1,141 +1,139 @@
-"""Saving: every rank its slices, the manifest last, a rename, and only then `latest`."""
+"""Writing a checkpoint: every rank its slices, the manifest last, a rename, and only then `latest`.
+
+Three steps. What comes between them, on whom each waits, is `trainer.checkpoint.saver`'s.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from base.errors import UserError, one_line
-from base.files import require_free_space, sha256_file, write_atomic
+from base.errors import UserError
+from base.files import require_free_space, sha256_file, sync, write_atomic
+from trainer.checkpoint.folders import (
+    commit,
+    point_latest,
+    remove_damaged,
+    remove_leftovers,
+    working_folder,
+)
 from trainer.checkpoint.manifest import (
     FOLDER,
-    LATEST,
     MANIFEST,
     TRAINER,
     Manifest,
     folder_name,
     join_ranges,
     rank_file,
+    sealed,
     slice_key,
 )
+from trainer.checkpoint.read import file_fault, open_checkpoint, size_fault
+from trainer.checkpoint.retention import Retention, prune
 from trainer.checkpoint.tensors import Entry, FileRecord, entry_of, write_tensors
-from trainer.engine.base import Engine, Flat
+from trainer.engine.base import Flat
 from trainer.state import TrainState
 
-_SAVING, _REMOVING = ".saving-", ".removing-"
+_SPARE = 16 << 20  # bytes of disk for all but the tensors
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one rank gives to a checkpoint."""
+    """What one rank gives to a checkpoint: how things stood at one moment."""
 
     flats: Sequence[Flat]
-    fixed: Mapping[str, Tensor]  # untrained tensors; rank 0's are written
+    fixed: Mapping[str, Tensor]  # untrained tensors, whole; of rank 0 alone
     state: TrainState
     facts: Mapping[str, Any]
+    loss: float | None  # mean over the samples applied since the save before
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        flat = (tensor for flat in self.flats for tensor in flat.tensors.values())
+        return sum(t.numel() * t.element_size() for t in (*flat, *self.fixed.values()))
 
 
-def save_checkpoint(run: Path, engine: Engine, snapshot: Snapshot, keep: int) -> Path:
-    """Write a checkpoint on all ranks together; the last `keep` remain.
+class Part(NamedTuple):
+    """What one rank's file holds: {tensor: (shape, start, count)}."""
 
-    When this is interrupted at whatever moment, the folder that `latest` names is whole, and so is
-    every folder of `checkpoints/` that has a manifest.
+    file: FileRecord
+    pieces: Mapping[str, tuple[Sequence[int], int, int]]
+
+
+def target_folder(run: Path, snapshot: Snapshot) -> Path:
+    """The folder that a snapshot becomes."""
+    return run / FOLDER / folder_name(snapshot.state.samples)
+
+
+def begin(target: Path, size: int) -> None:
+    """Rank 0: make the folder for a checkpoint of `size` bytes.
 
     Raises:
-        UserError: a rank could not write; all ranks raise alike, and `latest` is as it was.
+        UserError: the disk has no room for it.
     """
-    root = run / FOLDER
-    target = root / folder_name(snapshot.state.samples)
-    working = root / f"{_SAVING}{target.name}"
-    _together(engine, lambda: _begin(root, working, snapshot) if engine.rank == 0 else None)
-    parts = _together(engine, lambda: _write_slices(working, engine.rank, snapshot))
-    _together(
-        engine,
-        lambda: _complete(run, working, target, parts, snapshot) if engine.rank == 0 else None,
-    )
-    if engine.rank == 0:
-        _prune(root, target, keep)
-    return target
-
-
-def adopt(run: Path, folder: Path, keep: int) -> None:
-    """Complete what an interrupted save left undone after `folder` was whole: `latest`, pruning.
-
-    For the one process that owns the run, once it has verified `folder` as the newest.
-    """
-    remove_leftovers(run)
-    latest = run / LATEST
-    if not latest.is_file() or latest.read_text(encoding="utf-8").strip() != folder.name:
-        write_atomic(latest, f"{folder.name}\n")
-    _prune(run / FOLDER, folder, keep)
-
-
-def remove_leftovers(run: Path) -> None:
-    """Delete what interrupted saves and removals left; nobody else may be writing."""
-    for prefix in (_SAVING, _REMOVING):
-        for folder in (run / FOLDER).glob(f"{prefix}*"):
-            shutil.rmtree(folder)
-
-
-def complete_checkpoints(run: Path) -> list[Path]:
-    """Folders with a manifest, oldest first."""
-    root = run / FOLDER
-    if not root.is_dir():
-        return []
-    named = [path for path in root.iterdir() if path.name.isdigit()]
-    return sorted(
-        (path for path in named if (path / MANIFEST).is_file()), key=lambda path: int(path.name)
-    )
-
-
-def _begin(root: Path, working: Path, snapshot: Snapshot) -> None:
-    size = sum(t.numel() * 4 for flat in snapshot.flats for t in flat.tensors.values())
+    root = target.parent
     root.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(root.parent)
-    require_free_space(root, size + (16 << 20))
-    (working / "slices").mkdir(parents=True)
+    remove_leftovers(root)
+    require_free_space(root, size + _SPARE)
+    (working_folder(target) / "slices").mkdir(parents=True)
 
 
-def _write_slices(working: Path, rank: int, snapshot: Snapshot) -> dict[str, Any]:
-    """Write this rank's file, read it back, and tell what it holds."""
-    path = working / rank_file(rank)
-    fixed = snapshot.fixed if rank == 0 else {}
-    entries = [*_slices(snapshot.flats)]
-    entries += [
-        entry_of(slice_key("fixed", name), tensor.reshape(-1)) for name, tensor in fixed.items()
-    ]
-    record = write_tensors(path, entries)
-    if sha256_file(path) != record.sha256:
+def write_slices(target: Path, rank: int, snapshot: Snapshot, given_up: Event) -> Part:
+    """Every rank: write the file, read it back from the disk, and tell what it holds.
+
+    Raises:
+        UserError: what was read back is not what was written, or the save was given up.
+    """
+    path = working_folder(target) / rank_file(rank)
+    record = write_tensors(path, [_unless(given_up, entry) for entry in _entries(snapshot)])
+    _forget(path)
+    if file_fault(path, record) is not None:
         raise UserError(f"{path}: what was read back is not what was written")
     pieces = {
-        piece.name: (list(piece.shape), piece.start, piece.length)
+        piece.name: (piece.shape, piece.start, piece.length)
         for flat in snapshot.flats
         for piece in flat.pieces
     }
-    return {"file": tuple(record), "pieces": pieces}
+    return Part(record, pieces)
 
 
-def _slices(flats: Sequence[Flat]) -> list[Entry]:
-    return [
-        entry_of(slice_key(kind, piece.name), tensor.detach().narrow(0, piece.offset, piece.length))
-        for flat in flats
-        for kind, tensor in flat.tensors.items()
-        for piece in flat.pieces
-    ]
-
-
-def _complete(
-    run: Path, working: Path, target: Path, parts: Sequence[dict[str, Any]], snapshot: Snapshot
+def complete(
+    run: Path, target: Path, parts: Sequence[Part], snapshot: Snapshot, retention: Retention
 ) -> None:
-    """Rank 0, when every rank's file is on the disk: give the folder its name."""
-    files = {rank_file(rank): FileRecord(*part["file"]) for rank, part in enumerate(parts)}
+    """Rank 0, when every rank has verified its file: manifest, name, `latest`, and what may go.
+
+    Interrupted at whatever moment, the folder that `latest` names is whole, and so is every folder
+    of `checkpoints/` that has a checkpoint's name.
+
+    Raises:
+        UserError: what was read back is not what was written; `latest` is as it was.
+    """
+    complete_folder(target, parts, snapshot)
+    point_latest(run, target)
+    try:
+        remove_damaged(run)
+        prune(run, retention, target)
+    except OSError as error:  # the checkpoint is safe, and what is left is tried again
+        print(f"warning: {target}: saved, but an older one stays: {error}", file=sys.stderr)
+
+
+def complete_folder(target: Path, parts: Sequence[Part], snapshot: Snapshot) -> None:
+    """Rank 0: write the manifest and give the folder its name.
+
+    Raises:
+        UserError: what was read back is not what was written.
+    """
+    working = working_folder(target)
+    files = {rank_file(rank): part.file for rank, part in enumerate(parts)}
     trainer = json.dumps(snapshot.state.to_json(), indent=2) + "\n"
     write_atomic(working / TRAINER, trainer)
     files[TRAINER] = FileRecord(len(trainer.encode()), sha256_file(working / TRAINER))
@@ -144,52 +142,53 @@ def _complete(
         steps=snapshot.state.steps,
         world_size=len(parts),
         kinds=tuple(snapshot.flats[0].tensors),
-        tensors=join_ranges([part["pieces"] for part in parts]),
+        tensors=join_ranges([part.pieces for part in parts]),
         fixed={name: tuple(tensor.shape) for name, tensor in snapshot.fixed.items()},
         files=files,
         facts=snapshot.facts,
+        loss=snapshot.loss,
     )
-    _sync(working / "slices")
-    write_atomic(working / MANIFEST, json.dumps(manifest.to_json()) + "\n")
-    if target.exists():  # a resume that could use it would not save it again: it is damaged
-        _remove(target)
-    os.rename(working, target)
-    _sync(target.parent)
-    write_atomic(run / LATEST, f"{target.name}\n")
+    sync(working / "slices")
+    write_atomic(working / MANIFEST, json.dumps(sealed(manifest.to_json())) + "\n")
+    _require_readable(working)
+    commit(working, target)
 
 
-def _together(engine: Engine, work: Any) -> list[Any]:
-    """Do `work` on all ranks; the results of all, or the same error on all."""
-    result, error = None, None
-    try:
-        result = work()
-    except (OSError, UserError) as caught:
-        error = one_line(caught) or type(caught).__name__
-    outcomes = engine.gather((result, error))
-    for rank, (_, message) in enumerate(outcomes):
-        if message is not None:
-            raise UserError(f"checkpoint not saved: {message} (rank {rank})")
-    return [outcome for outcome, _ in outcomes]
+def _require_readable(working: Path) -> None:
+    """The manifest and all that it names, as whoever resumes will find it; ranks hashed theirs."""
+    checkpoint = open_checkpoint(working)
+    checkpoint.state()
+    for name, record in checkpoint.manifest.files.items():
+        fault = size_fault(working / name, record)
+        if fault is not None:
+            raise UserError(fault)
 
 
-def _prune(root: Path, newest: Path, keep: int) -> None:
-    others = [path for path in complete_checkpoints(root.parent) if path != newest]
-    for path in others[: max(len(others) + 1 - keep, 0)]:
-        _remove(path)
+def _entries(snapshot: Snapshot) -> list[Entry]:
+    slices = [
+        entry_of(slice_key(kind, piece.name), tensor.detach().narrow(0, piece.offset, piece.length))
+        for flat in snapshot.flats
+        for kind, tensor in flat.tensors.items()
+        for piece in flat.pieces
+    ]
+    return slices + [
+        entry_of(slice_key("fixed", name), tensor.reshape(-1))
+        for name, tensor in snapshot.fixed.items()
+    ]
 
 
-def _remove(folder: Path) -> None:
-    """Delete a checkpoint so that no moment shows a part of it under its name."""
-    doomed = folder.with_name(f"{_REMOVING}{folder.name}")
-    if doomed.exists():
-        shutil.rmtree(doomed)
-    os.rename(folder, doomed)
-    shutil.rmtree(doomed)
+def _unless(given_up: Event, entry: Entry) -> Entry:
+    """The entry, which is not written any more when the save was given up."""
+
+    def load() -> Tensor:
+        if given_up.is_set():
+            raise UserError("given up")
+        return entry.load()
+
+    return entry._replace(load=load)
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _forget(path: Path) -> None:
+    """Let the system drop its copy of a file, so that it is read from the disk again."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

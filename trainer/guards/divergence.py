@@ -48,6 +48,7 @@ class Divergence:
     def _recover(self, reason: str) -> None:
         """Go back, or end the run."""
         session, state = self._session, self._session.state
+        session.finish_save()
         passed = state.samples
         if len(state.rollbacks) < self._guards.rollbacks and not state.is_stuck():
             found = session.roll_back(self._warn)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from trainer.models.clip import TextEncoder, TextStates
 from trainer.objectives.conditions import to_pixels
 from trainer.rng import SampleRandom
 
-from .config import CascadeConfig, load_cascade_config
+from .config import CascadeConfig
 from .drawing import decode, no_captions, sample_prior, upsample
 from .parts import Part, load_part
 
@@ -84,13 +83,12 @@ class Cascade:
         return SampleRandom(seed, torch.arange(first, first + count, device=self.device))
 
 
-def load_cascade(path: Path, precision: Precision | None = None) -> Cascade:
-    """Load a cascade.yaml (or the folder that holds one) onto this process's device.
+def load_cascade(config: CascadeConfig, precision: Precision | None = None) -> Cascade:
+    """Load a cascade onto this process's device.
 
     Raises:
-        UserError: missing, malformed, or naming runs that do not fit.
+        UserError: it names runs that are not there or do not fit.
     """
-    config = load_cascade_config(path)
     device = local_device()
     chosen = precision or hardware_precision(device)
     return Cascade(

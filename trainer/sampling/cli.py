@@ -38,6 +38,9 @@ def text(
     count: Annotated[int, typer.Option(min=1, help="Pictures of each caption.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Every seed gives other pictures.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn together.")] = 16,
+    weights: Annotated[
+        str | None, typer.Option(help="`raw`, `ema`, `ema_0.050` …; without it, the cascade's.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Pictures of captions: 000000.png and so on, and captions.json that says what they show.
@@ -51,7 +54,7 @@ def text(
     from trainer.sampling.pictures import draw_captions
 
     repeated = [caption for caption in wanted for _ in range(count)]
-    paths = draw_captions(cascade, repeated, seed, out, batch)
+    paths = draw_captions(cascade, repeated, seed, out, batch, weights)
     if json:
         pairs = zip(paths, repeated, strict=True)
         shown = [{"file": str(path), "caption": caption} for path, caption in pairs]

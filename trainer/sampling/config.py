@@ -11,6 +11,7 @@ from base.config import Config, load_config
 from base.errors import UserError
 
 Steps = Annotated[int, Field(ge=1)]
+Weights = Annotated[str, Field(pattern=r"^(raw|ema(_0\.\d{3})?)$")]  # ema_0.050: see ema.powers
 
 
 class PartConfig(Config):
@@ -21,7 +22,7 @@ class PartConfig(Config):
 
     run: str  # a folder, relative to cascade.yaml
     samples: int | None = None
-    weights: Literal["ema", "raw"] = "ema"
+    weights: Weights = "ema"
     sampler: Literal["ddim", "ancestral"] = "ddim"
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     steps: Steps = 25
@@ -51,6 +52,18 @@ class CascadeConfig(Config):
     prior: PriorPart
     decoder: DecoderPart
     upsamplers: tuple[PartConfig, ...] = ()
+
+
+def with_weights(config: CascadeConfig, weights: str) -> CascadeConfig:
+    """The same cascade, with these weights of every network but CLIP."""
+    chosen = {"weights": weights}
+    return config.model_copy(
+        update={
+            "prior": config.prior.model_copy(update=chosen),
+            "decoder": config.decoder.model_copy(update=chosen),
+            "upsamplers": tuple(item.model_copy(update=chosen) for item in config.upsamplers),
+        }
+    )
 
 
 def load_cascade_config(path: Path) -> CascadeConfig:

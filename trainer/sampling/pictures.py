@@ -15,31 +15,41 @@ from base.progress import Progress
 from base.stop import StopFlag
 
 from .cascade import load_cascade
-from .config import load_cascade_config
+from .config import load_cascade_config, with_weights
 
 RECORD = "captions.json"
 
 
 def draw_captions(
-    cascade: Path, captions: Sequence[str], seed: int, out: Path, batch: int
+    cascade: Path,
+    captions: Sequence[str],
+    seed: int,
+    out: Path,
+    batch: int,
+    weights: str | None = None,
 ) -> list[Path]:
     """Draw one picture a caption into `out`; gives their paths in order.
 
-    Interrupted between two batches, the same call goes on where it was.
+    `weights` replace those that the cascade names, for every network but CLIP. Interrupted
+    between two batches, the same call goes on where it was.
 
     Raises:
         UserError: the cascade cannot be loaded, or `out` holds pictures of another request.
         KeyboardInterrupt, Stopped: stopped on request.
     """
     config = load_cascade_config(cascade)
+    if weights is not None:
+        config = with_weights(config, weights)
     paths = [out / f"{position:06d}.png" for position in range(len(captions))]
     record = {"cascade": fingerprint(config), "seed": seed, "captions": list(captions)}
     with Lease(out), StopFlag() as stop:
-        _claim(out / RECORD, record)
+        _require_ours(out / RECORD, record)
         missing = [position for position, path in enumerate(paths) if not path.is_file()]
         if not missing:
             return paths
-        model = load_cascade(cascade)
+        model = load_cascade(config)
+        if not (out / RECORD).is_file():
+            write_json(out / RECORD, record)
         done = len(paths) - len(missing)
         with Progress("pictures", len(paths), "pictures", initial=done) as bar:
             for first in range(missing[0], len(paths), batch):
@@ -53,15 +63,14 @@ def draw_captions(
     return paths
 
 
-def _claim(path: Path, record: dict[str, object]) -> None:
-    """Say in the folder what its pictures are, or see that it says the same."""
+def _require_ours(path: Path, record: dict[str, object]) -> None:
+    """The folder's record of its pictures is this request's, or there are none."""
     if path.is_file():
         if read_json(path) != record:
             raise UserError(
-                f"{path.parent}: holds pictures of other captions, seed or cascade; "
+                f"{path.parent}: holds pictures of other captions, seed, weights or cascade; "
                 "choose another --out"
             )
         return
     if path.parent.is_dir() and any(path.parent.glob("*.png")):
         raise UserError(f"{path.parent}: holds other pictures; choose another --out")
-    write_json(path, record)

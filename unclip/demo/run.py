@@ -28,7 +28,13 @@ from data_pipeline.scenes import Split, write_scenes
 from data_pipeline.schema.dataset import DATASET_FILE, read_dataset
 from trainer.loop import train
 from trainer.sampling.cascade import Cascade, load_cascade
-from trainer.sampling.config import CascadeConfig, DecoderPart, PartConfig, PriorPart
+from trainer.sampling.config import (
+    CascadeConfig,
+    DecoderPart,
+    PartConfig,
+    PriorPart,
+    load_cascade_config,
+)
 from trainer.stages import load_train_config
 
 from .config import RUNS, DemoConfig, config_folder, load_demo_config
@@ -206,7 +212,7 @@ class Demo:
 
     def _evaluate(self) -> dict[str, Any]:
         """Every figure of the report, and the pictures behind them."""
-        cascade = load_cascade(self.out)
+        cascade = load_cascade(load_cascade_config(self.out))
         limits, sampling = self.config.report, self.config.sampling
         heldout = read_pairs(self._dataset("heldout"), self._truth("heldout"))
         final, unseen = self._judged(heldout)

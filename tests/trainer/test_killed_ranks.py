@@ -1,0 +1,41 @@
+"""SIGKILL of one rank of two, in training, in a save, in a rename, in pruning: nothing is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import processes
+
+SCRIPT = Path(__file__).with_name("killed_ranks.py")
+
+
+def test_a_rank_that_is_killed_costs_no_checkpoint_and_no_bit(
+    deepspeed_ready: None, dataset: Path, tmp_path: Path
+) -> None:
+    """At three moments; with `make soak` at fifty."""
+    count, seed = (50, 0) if os.environ.get("UNCLIP_SOAK") else (3, 1)
+    arguments = [str(dataset), str(tmp_path), str(seed), str(count)]
+    subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=processes.ROOT,
+        env=processes.environment(),
+        check=True,
+        timeout=200 + 60 * count,
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report) == count
+    assert len({entry["moment"]["kind"] for entry in report}) == min(count, 4)
+    for entry in report:
+        between = entry["between"]
+        assert entry["codes"][entry["moment"]["victim"]] == -signal.SIGKILL, entry
+        assert all(between["whole"].values()), entry  # a named folder is a whole one
+        if between["latest"] is not None:
+            assert between["latest"] in between["whole"], entry
+        assert entry["finished"], entry
+        newest = max(map(int, between["whole"]), default=None)
+        assert entry["resumed"] == [newest, newest], entry  # both ranks, and nothing before it
+        assert entry["equal"], entry
+        assert entry["left"] == ["000000000096"], entry

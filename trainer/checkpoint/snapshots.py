@@ -1,0 +1,90 @@
+"""RUN/snapshots/SAMPLES/: averages by power functions, kept for others that are made after the run.
+
+A snapshot has the form of a checkpoint, with the averages as its only kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from base.errors import UserError
+from trainer.checkpoint.agree import Ranks, agreed, attempt
+from trainer.checkpoint.folders import named_folders, remove, remove_leftovers
+from trainer.checkpoint.manifest import IDENTITY, MANIFEST, folder_name
+from trainer.checkpoint.read import Checkpoint, faults, open_checkpoint
+from trainer.checkpoint.write import Snapshot, begin, complete_folder, write_slices
+
+SNAPSHOTS = "snapshots"
+
+
+def write_snapshot(run: Path, ranks: Ranks, snapshot: Snapshot) -> None:
+    """Write a snapshot on all ranks together, while training waits.
+
+    Raises:
+        UserError: a rank could not write; all ranks raise alike, and there is nothing new.
+    """
+    target = run / SNAPSHOTS / folder_name(snapshot.state.samples)
+    size = sum(ranks.gather(snapshot.bytes))
+
+    def together(work: Callable[[], Any]) -> list[Any]:
+        return agreed(ranks, attempt(work), "snapshot not saved")
+
+    together(lambda: begin(target, size) if ranks.rank == 0 else None)
+    parts = together(lambda: write_slices(target, ranks.rank, snapshot, Event()))
+    together(lambda: complete_folder(target, parts, snapshot) if ranks.rank == 0 else None)
+
+
+def remove_later_snapshots(run: Path, samples: int, ranks: Ranks) -> None:
+    """Delete what lies beyond `samples`, from where the run goes on: those steps come again.
+
+    Raises:
+        UserError: the first rank may not change the folder; all ranks raise alike.
+    """
+
+    def work() -> None:
+        if ranks.rank == 0:
+            remove_leftovers(run / SNAPSHOTS)
+            for folder in named_folders(run / SNAPSHOTS):
+                if int(folder.name) > samples:
+                    remove(folder)
+
+    agreed(ranks, attempt(work), "cannot go on")
+
+
+def read_snapshots(run: Path, samples: int | None = None) -> list[Checkpoint]:
+    """The snapshots up to the one at `samples` (None: the last), oldest first, each one whole.
+
+    Raises:
+        UserError: there is none, one is damaged, or they are of several runs.
+    """
+    named = named_folders(run / SNAPSHOTS)
+    folders = [folder for folder in named if (folder / MANIFEST).is_file()]
+    if not folders:
+        raise UserError(f"{run}: no snapshots; train with ema.powers and ema.snapshot_every")
+    there = [int(folder.name) for folder in folders]
+    if samples is not None and samples not in there:
+        raise UserError(
+            f"{run}: no snapshot at {samples} samples; there are: {', '.join(map(str, there))}"
+        )
+    last = there[-1] if samples is None else samples
+    found = [open_checkpoint(folder) for folder in folders if int(folder.name) <= last]
+    for snapshot in found:
+        _require_same_run(found[-1], snapshot)
+        if wrong := faults(snapshot):
+            raise UserError(wrong[0])
+    return found
+
+
+def _require_same_run(one: Checkpoint, other: Checkpoint) -> None:
+    for name in IDENTITY:
+        if one.manifest.facts.get(name) != other.manifest.facts.get(name):
+            raise UserError(f"{other.folder}: {name} differs from that of {one.folder.name}")
+    shapes = [
+        {name: record.shape for name, record in checkpoint.manifest.tensors.items()}
+        for checkpoint in (one, other)
+    ]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"{other.folder}: its tensors are not those of {one.folder.name}")
