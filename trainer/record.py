@@ -81,7 +81,7 @@ def require_same_run(facts: Mapping[str, Any], earlier: Mapping[str, Any], out: 
             f"{differing[0]}: differs from the run that was begun in {out}; "
             "go back to its config.yaml, or choose another `out`"
         )
-    asked, begun = facts["init_from"], earlier.get("init_from")
+    asked, begun = facts.get("init_from"), earlier.get("init_from")
     if asked not in (None, begun):
         raise UserError(
             f"init_from: got {asked}, but the run in {out} was begun with "

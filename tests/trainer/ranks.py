@@ -42,6 +42,12 @@ def main(data: Path, folder: Path) -> None:
         train(toy.toy_config(data, folder / f"whole{zero}", train=on, ema=toy.SNAPSHOTS))
         train(toy.toy_config(data, folder / f"half{zero}", train={**on, "samples": 48}))
         train(toy.toy_config(data, folder / "local_half" / str(zero), train=on))
+        still = {"lr": 1e-12, "weight_decay": 0.0}
+        begun = toy.toy_config(
+            data, folder / f"begun{zero}", seed=8, optim=still, train={**on, "samples": 12},
+            init_from=f"{folder / 'alone'}@48:raw",
+        )  # fmt: skip
+        train(begun)
         for precision in ("fp32", "bf16"):
             key = f"{zero} {precision}"
             report[key] = compare_with_full_gather(data, folder, zero, precision)

@@ -8,11 +8,13 @@ import pytest
 import torch
 import toy
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from base.errors import UserError
 from trainer.checkpoint.export import export, read_weights
 from trainer.checkpoint.origin import parse_origin
 from trainer.checkpoint.read import SliceReader, resolve_checkpoint
+from trainer.cli import app
 from trainer.config import AnyTrainConfig
 from trainer.loop import train
 
@@ -149,6 +151,15 @@ def test_damaged_weights_are_refused(dataset: Path, source: Path, tmp_path: Path
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"^init_from: .*rank_00000.*bytes have changed"):
         train(begun(dataset, tmp_path / "run", broken))
+
+
+def test_the_command_takes_it(dataset: Path, source: Path, tmp_path: Path) -> None:
+    how = {"samples": 12, "checkpoint_every": None}
+    config = toy.write_toy_config(tmp_path / "toy.yaml", dataset, tmp_path / "run", train=how)
+    arguments = ["train", str(config), "--init-from", f"{source}@48:raw"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    facts = resolve_checkpoint(tmp_path / "run").manifest.facts
+    assert facts["init_from"] == f"{source}@48:raw"
 
 
 def test_names_are_taken_apart_from_the_right() -> None:

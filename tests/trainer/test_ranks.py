@@ -100,6 +100,14 @@ def test_averages_made_of_two_ranks_snapshots_are_those_of_one(
 
 
 @pytest.mark.parametrize("zero", STAGES)
+def test_two_ranks_begin_with_the_weights_of_one_process(folder: Path, zero: int) -> None:
+    weights = read_weights(folder / "alone", "raw", 48)
+    for which in ("raw", "ema"):
+        for name, value in read_weights(folder / f"begun{zero}", which).items():  # type: ignore[arg-type]
+            assert (value - weights[name]).abs().max() < 1e-9, name
+
+
+@pytest.mark.parametrize("zero", STAGES)
 def test_what_a_step_sends(folder: Path, zero: int) -> None:
     """Gradients are summed once a step; where they are partitioned, once a micro-batch of three."""
     report: Any = json.loads((folder / "report.json").read_text())[f"{zero} collectives"]
