@@ -47,7 +47,7 @@ def train(
     init_from: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN_OR_FILE[@SAMPLES][:ema|raw]",
+            metavar="RUN_OR_FILE[@SAMPLES][:WEIGHTS]",
             help="Weights that a new run begins with: another RUN's, or a safetensors file's.",
         ),
     ] = None,

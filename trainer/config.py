@@ -142,7 +142,7 @@ class TrainConfig(Config, Generic[ModelT, ObjectiveT]):
     out: Path  # the RUN folder
     data: DataConfig
     clip: str | None = None  # a RUN of stage clip, or what `--clip` takes, for text states
-    init_from: str | None = None  # RUN[@SAMPLES][:ema|raw] or FILE.safetensors; None: random
+    init_from: str | None = None  # RUN[@SAMPLES][:WEIGHTS] or FILE.safetensors; None: random
     seed: Count = 0
     model: ModelT
     objective: ObjectiveT
