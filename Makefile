@@ -35,9 +35,11 @@ retrieval: $(RETRIEVAL)/.installed ## clip-retrieval and autofaiss in .venv-retr
 
 peers: $(PEERS)/.installed ## img2dataset and clip-retrieval in .venv-peers (6.4 GB), for benchmarks
 
-soak: $(VENV)/.installed-dev ## damaged files and answers for 12 minutes (what failed lies in runs/soak), and kills in every stage of the demo, of every kind in training
+soak: $(VENV)/.installed-dev ## damaged files for 12 minutes (what failed lies in runs/soak), a training run under faults, and the long tests
 	$(BIN)/python -m benchmarks.soak --report docs/soak.md $(ARGS)
-	UNCLIP_SOAK=1 $(BIN)/python -m pytest tests/unclip/test_demo.py tests/trainer/test_killed_ranks.py -k killed
+	$(BIN)/python -m benchmarks.training_soak --report docs/training-soak.md
+	UNCLIP_SOAK=1 $(BIN)/python -m pytest tests/trainer/test_killed_ranks.py tests/trainer/test_plan.py tests/trainer/test_blocks.py
+	UNCLIP_SOAK=1 $(BIN)/python -m pytest tests/unclip/test_demo.py -k killed
 
 clean: ## removes caches; .venv and its like, and runs/, stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -1,0 +1,1 @@
+"""A training run of two ranks under seeded faults, beside a quiet one."""
