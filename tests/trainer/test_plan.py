@@ -36,7 +36,7 @@ MICRO, COUNT = 4, 2  # samples at once, and how often a step
 def upsampler(*more: str) -> AnyTrainConfig:
     """Half a million parameters, whose activations weigh about as much as the weights."""
     size = ["model.unet.channels=32", "model.unet.blocks=1", "objective.degradation.kind=blur"]
-    cut = [f"train.batch={MICRO * COUNT}", f"train.micro_batch={MICRO}"]
+    cut = [f"train.batch={MICRO * COUNT}", f"train.micro_batch={MICRO}", "train.async_save=false"]
     return load_train_config(CONFIGS / "up64.yaml", [*size, *cut, *more])
 
 

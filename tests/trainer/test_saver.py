@@ -117,11 +117,14 @@ def test_divergence_waits_for_the_save(
 
     monkeypatch.setattr(write, "write_tensors", held)
     monkeypatch.setattr(Saver, "finish", finishing)
-    how = {"samples": 960, "checkpoint_every": 200}
-    config = toy.toy_config(dataset, tmp_path / "run", objective={"poison_from": 60}, train=how)
+    sections = {
+        "objective": {"poison_from": 60},
+        "train": {"samples": 960, "checkpoint_every": 50},
+        "guards": {"rollbacks": 0},
+    }
     with pytest.raises(Diverged):
-        train(config)
-    assert resolve_checkpoint(tmp_path / "run").manifest.samples == 204
+        train(toy.toy_config(dataset, tmp_path / "run", **sections))
+    assert resolve_checkpoint(tmp_path / "run").manifest.samples == 60
 
 
 def test_a_failed_save_ends_the_run_at_the_next_step(

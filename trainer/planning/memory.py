@@ -23,6 +23,7 @@ class Model:
     fixed: int  # bytes of a frozen text tower
     precision: Precision
     activations: int  # bytes of one micro-batch
+    averages: int = 1  # profiles of EMA
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def memory_of(engine: EngineName, model: Model, processes: int) -> Memory:
         gradients=_gradients(engine, model.precision, count, own),
         masters=_masters(engine, model.precision, whole),
         moments=8 * whole,
-        ema=4 * own,
+        ema=4 * own * model.averages,
         buckets=_buckets(engine, model.precision, count),
         frozen=model.fixed,
         activations=model.activations,
@@ -66,7 +67,7 @@ def memory_of(engine: EngineName, model: Model, processes: int) -> Memory:
 
 def _width(precision: Precision) -> int:
     """Bytes of a weight."""
-    return 2 if precision == "bf16" else 4
+    return 2 if precision != "fp32" else 4
 
 
 def _gradients(engine: EngineName, precision: Precision, count: int, own: int) -> int:
@@ -75,8 +76,8 @@ def _gradients(engine: EngineName, precision: Precision, count: int, own: int) -
             return 4 * own
         case "zero 0":
             return _width(precision) * count
-        case _:  # in bf16 beside their float32 sum
-            return 4 * count + (2 * count if precision == "bf16" else 0)
+        case _:  # in halves beside their float32 sum
+            return 4 * count + (2 * count if precision != "fp32" else 0)
 
 
 def _masters(engine: EngineName, precision: Precision, whole: int) -> int:
@@ -85,7 +86,7 @@ def _masters(engine: EngineName, precision: Precision, whole: int) -> int:
 
 
 def _buckets(engine: EngineName, precision: Precision, count: int) -> int:
-    if engine in ("local", "zero 0") or (engine == "zero 1" and precision == "bf16"):
+    if engine in ("local", "zero 0") or (engine == "zero 1" and precision != "fp32"):
         return 0
     gathered = min(count, _MOST_GATHERED) if engine == "zero 3" else 0
     return _width(precision) * (min(count, _LARGEST_BUCKET) + gathered)
@@ -97,7 +98,7 @@ def _update(engine: EngineName, precision: Precision, count: int, processes: int
         case "zero 0":
             return 4 * count
         case "zero 1":
-            return 6 * count if precision == "bf16" else 0
+            return 6 * count if precision != "fp32" else 0
         case "zero 2":
             return _width(precision) * min(count, _LARGEST_BUCKET)
         case "zero 3":

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from base.errors import UserError
 from trainer.batch import Batch, Needs
 from trainer.config import AnyTrainConfig, Precision
+from trainer.engine.base import DTYPES
 from trainer.objectives.base import Parts
 from trainer.planning.alive import Alive
 from trainer.rng import SampleRandom
@@ -37,7 +38,7 @@ def outline(config: AnyTrainConfig, precision: Precision) -> Parts:
             parts = STAGES[config.stage].build(config.model_copy(update={"train": train}), META)
     except ValueError as error:
         raise UserError(f"{config.stage}: {error}") from error
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = DTYPES[precision]
     parts.model.train().to(dtype)
     return parts
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trainer.config import Precision
 
-# TFLOP/s of dense products: (bf16, fp32 without TF32, which torch does not take by itself)
+# TFLOP/s of dense products: (bf16 and fp16, fp32 without TF32, which torch does not take by itself)
 _PEAKS: dict[str, tuple[float, float]] = {
     "B200": (2250.0, 75.0),
     "H200": (989.0, 67.0),
@@ -24,5 +24,5 @@ def peak_tflops(device: str, precision: Precision) -> float | None:
     """The peak of a device by the name that torch gives it; None where it is not known."""
     for name, (low, full) in _PEAKS.items():
         if name in device:
-            return low if precision == "bf16" else full
+            return full if precision == "fp32" else low
     return None

@@ -91,6 +91,7 @@ def make_plan(config: AnyTrainConfig, hardware: Hardware) -> Plan:
         fixed=sum(t.numel() * t.element_size() for t in frozen),
         precision=precision,
         activations=activation_bytes(config, parts, micro, hardware.kind),
+        averages=1 + len(config.ema.powers),
     )
     peak = hardware.peak or peak_tflops(ASSUMED, precision)
     assert peak is not None
@@ -124,7 +125,7 @@ def _options(config: AnyTrainConfig, model: Model, hardware: Hardware) -> list[O
 
 def _precision(config: AnyTrainConfig, kind: Kind) -> Precision:
     """What `auto` will be: every GPU that is planned for multiplies bf16."""
-    asked: Precision | str = config.train.precision
-    if asked == "bf16" or asked == "fp32":
-        return asked  # type: ignore[return-value]
+    asked = config.train.precision
+    if asked != "auto":
+        return asked
     return "bf16" if kind == "cuda" else hardware_precision(torch.device("cpu"))
