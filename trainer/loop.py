@@ -143,23 +143,6 @@ def _run(session: Session, stop: StopFlag) -> None:
     save_every = config.train.checkpoint_every or sys.maxsize
     divergence, stragglers = Divergence(session, _warn), Stragglers(session.engine)
     speed = Speed(config, session.engine) if session.engine.rank == 0 else None
-    pictures = ProgressPictures(config, session.objective, session.engine.device)
-
-    def show() -> None:
-        """Draw what the weights of a checkpoint make, as soon as it is safe."""
-        samples = session.saver.take_complete()
-        if samples is None or metrics is None:
-            return
-        if (picture := pictures.draw(samples)) is not None:
-            metrics.show(picture, samples)
-
-    def save() -> None:
-        """Begin a checkpoint, when the one before is complete and was looked at."""
-        heartbeat.enter("save", session.state.samples)
-        session.finish_save()
-        show()
-        session.save()
-
     # The loader first, so that no worker is forked beside another thread.
     with (
         _loader(session) as loader,
@@ -167,6 +150,7 @@ def _run(session: Session, stop: StopFlag) -> None:
         _bar(session) as bar,
         _heartbeat(session) as heartbeat,
     ):
+        saves = _Saves(session, metrics, heartbeat)
         last = time.monotonic()
         heartbeat.enter("loader", session.state.samples)
         for batches in loader:
@@ -180,7 +164,7 @@ def _run(session: Session, stop: StopFlag) -> None:
             require_held(config.out)
             session.count(stats)
             stragglers.add(stats.sums[3:])
-            show()
+            saves.show()
             now = time.monotonic()
             state.pass_time(now - last, waited)
             last = now
@@ -197,11 +181,34 @@ def _run(session: Session, stop: StopFlag) -> None:
                 session.finish_save()
                 _stop(stats, config.out)
             if _crossed(before, state.samples, save_every) and not state.skipped_in_row:
-                save()  # among steps that change nothing the checkpoint before stays
+                saves.begin()  # among steps that change nothing the checkpoint before stays
             heartbeat.enter("loader", state.samples)
-        save()
+        saves.begin()
         session.finish_save()
-        show()
+        saves.show()
+
+
+class _Saves:
+    """A run's checkpoints, and the pictures that their weights make."""
+
+    def __init__(self, session: Session, metrics: Metrics | None, heartbeat: Heartbeat) -> None:
+        self._session, self._metrics, self._heartbeat = session, metrics, heartbeat
+        self._pictures = ProgressPictures(session.config, session.objective, session.engine.device)
+
+    def begin(self) -> None:
+        """Begin a checkpoint, when the one before is complete and was looked at."""
+        self._heartbeat.enter("save", self._session.state.samples)
+        self._session.finish_save()
+        self.show()
+        self._session.save()
+
+    def show(self) -> None:
+        """Draw what the weights of a checkpoint make, as soon as it is safe."""
+        samples = self._session.saver.take_complete()
+        if samples is None or self._metrics is None:
+            return
+        if (picture := self._pictures.draw(samples)) is not None:
+            self._metrics.show(picture, samples)
 
 
 def _loader(session: Session) -> Loader:

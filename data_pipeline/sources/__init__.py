@@ -63,11 +63,7 @@ def scan(
             return error
 
     for given in inputs:
-        path = place(given)
-        with impatient():
-            there = path.exists()
-        if not there:
-            raise UserError(f"{shown(str(given))}: no such file or folder")
+        path = _existing(given)
         members, passed_over = _members(path)
         parts = [
             (
@@ -87,6 +83,15 @@ def scan(
     if not sum(source.rows for source in sources):
         raise NothingUsable(f"{', '.join(map(str, inputs))}: no rows")
     return sources
+
+
+def _existing(given: Anywhere) -> Place:
+    path = place(given)
+    with impatient():
+        there = path.exists()
+    if not there:
+        raise UserError(f"{shown(str(given))}: no such file or folder")
+    return path
 
 
 def _members(path: Place) -> tuple[Sequence[Place], Sequence[Place]]:

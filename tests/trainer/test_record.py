@@ -17,9 +17,17 @@ FACTS: dict[str, Any] = {
 }
 
 
+def refusal(facts: dict[str, Any], earlier: dict[str, Any]) -> str | None:
+    try:
+        require_same_run(facts, earlier, Path("run"))
+    except UserError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("clips", [["a", None], ["a", "b"]])
 def test_a_run_goes_on_when_its_data_was_embedded_since(clips: list[str | None]) -> None:
-    require_same_run({**FACTS, "clips": clips}, FACTS, Path("run"))
+    assert refusal({**FACTS, "clips": clips}, FACTS) is None
 
 
 @pytest.mark.parametrize(
@@ -35,5 +43,6 @@ def test_a_run_goes_on_when_its_data_was_embedded_since(clips: list[str | None])
     ],
 )
 def test_another_run_is_refused_by_the_section(changed: dict[str, Any], name: str) -> None:
-    with pytest.raises(UserError, match=f"^{name}: differs from the run that was begun in run;"):
-        require_same_run({**FACTS, **changed}, FACTS, Path("run"))
+    told = refusal({**FACTS, **changed}, FACTS)
+    assert told is not None
+    assert told.startswith(f"{name}: differs from the run that was begun in run;")
