@@ -164,25 +164,29 @@ def show(run: Run, at: At = None, json: Json = False) -> None:
 def verify(run: Run, at: At = None, json: Json = False) -> None:
     """Compare every byte of checkpoints with their manifests; all of them without --at.
 
-    A `latest` that names none of them is a fault too.
+    So are the snapshots of averages. A `latest` that names none of the checkpoints is a fault too.
     """
     from trainer.checkpoint.folders import checkpoint_folders, latest_fault
     from trainer.checkpoint.manifest import LATEST
     from trainer.checkpoint.read import folder_faults, resolve_checkpoint
+    from trainer.checkpoint.snapshots import SNAPSHOTS, snapshot_folders
 
     _require_run(run)
     chosen = checkpoint_folders(run) if at is None else [resolve_checkpoint(run, at).folder]
+    snapshots = snapshot_folders(run) if at is None else []
     found = {folder.name: folder_faults(folder) for folder in chosen}
+    found |= {f"{SNAPSHOTS}/{folder.name}": folder_faults(folder) for folder in snapshots}
     if chosen and (fault := latest_fault(run)) is not None:
         found[LATEST] = [fault]
     if json:
-        emit_json({"run": str(run), "checked": len(chosen), "faults": found})
+        emit_json({"run": str(run), "checked": len(chosen) + len(snapshots), "faults": found})
     bad = [fault for faults_of in found.values() for fault in faults_of]
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise UserError(f"{bad[0]}{more}")
     if not json:
-        typer.echo(f"{len(chosen)} checkpoints are whole")
+        beside = f", and {len(snapshots)} snapshots of averages" if snapshots else ""
+        typer.echo(f"{len(chosen)} checkpoints are whole{beside}")
 
 
 @checkpoint_app.command(

@@ -107,6 +107,17 @@ def test_damage_to_latest_is_told_and_mended(
     assert latest_checkpoint(run) == run / "checkpoints/000000000120"
 
 
+def test_verify_looks_at_snapshots_of_averages(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(toy.toy_config(dataset, run, ema=toy.SNAPSHOTS))
+    plain = CliRunner().invoke(app, ["checkpoint", "verify", str(run)], catch_exceptions=False)
+    assert plain.stdout == "2 checkpoints are whole, and 4 snapshots of averages\n"
+    (run / "snapshots/000000000048/manifest.json").unlink()
+    flip(run / "snapshots/000000000072/slices/rank_00000.safetensors")
+    with pytest.raises(UserError, match=r"snapshots/000000000048/manifest\.json.* \(and 1 more\)"):
+        CliRunner().invoke(app, ["checkpoint", "verify", str(run)], catch_exceptions=False)
+
+
 def test_a_list_names_what_is_damaged_beside_the_others(run: Path) -> None:
     remove(run / LAST / "manifest.json")
     shown = CliRunner().invoke(app, ["checkpoint", "list", str(run)], catch_exceptions=False)

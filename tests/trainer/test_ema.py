@@ -178,7 +178,6 @@ def test_snapshots_beyond_the_checkpoint_and_half_ones_are_dropped_on_resume(
     foreign = out / "snapshots/000000000072/trainer.json"
     foreign.write_text(foreign.read_text() + " ")
     (out / "snapshots/.saving-000000000096/slices").mkdir(parents=True)
-    (out / "snapshots/000000000060").mkdir()  # has no manifest: not one
     assert train(config).resumed_from == 48
     assert snapshots_of(out) == [24, 48, 72, 96]  # all of them whole again
     assert not list((out / "snapshots").glob(".*"))
@@ -300,6 +299,9 @@ def test_averages_that_snapshots_cannot_give(run: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     refused("000000000240/slices/rank_00000.safetensors: its bytes have changed", damaged)
     assert synthesise(damaged, 0.07, tmp_path / "y", samples=120).averages == 2
+    shutil.copy(run / "snapshots/000000000240/slices/rank_00000.safetensors", path)
+    (damaged / "snapshots/000000000120/manifest.json").unlink()
+    refused("000000000120/manifest.json", damaged)
     mixed = shutil.copytree(run, tmp_path / "mixed")
     change_fact(mixed / "snapshots/000000000360", "seed", 9)
     refused("000000000360: seed differs from that of 000000001200", mixed)

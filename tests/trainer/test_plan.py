@@ -92,7 +92,42 @@ def test_memory_is_what_a_real_run_allocates(
     plan = make_plan(config, ALONE)
     (option,) = [option for option in plan.options if option.engine == engine]
     assert option.chosen
+    assert option.host == 0
     assert option.memory.total == pytest.approx(allocated(config), rel=0.1)
+
+
+OFFLOADED = [1, 2, 3] if os.environ.get("UNCLIP_SOAK") else [2]
+
+
+@pytest.mark.parametrize("stage", OFFLOADED)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_state_in_the_host_s_memory_is_what_a_real_run_allocates(
+    deepspeed_ready: None, stage: int, precision: str
+) -> None:
+    """On a CPU both memories are one."""
+    kind = [f"train.precision={precision}", f"train.zero_stage={stage}"]
+    config = upsampler("train.engine=deepspeed", "train.offload=optimizer", *kind)
+    (option,) = [option for option in make_plan(config, ALONE).options if option.chosen]
+    assert option.memory.moments == option.memory.ema == 0
+    assert option.memory.total + option.host == pytest.approx(allocated(config), rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_that_are_computed_again_are_what_a_real_run_allocates(precision: str) -> None:
+    more = ["train.engine=local", f"train.precision={precision}"]
+    kept, again = (
+        upsampler(f"train.checkpoint_activations={value}", *more) for value in ("false", "true")
+    )
+    plans = [make_plan(config, ALONE) for config in (kept, again)]
+    assert plans[0].flops == plans[1].flops  # what is computed twice is no progress
+    activations = [plan.options[0].memory.activations for plan in plans]
+    assert activations[1] < 0.8 * activations[0]
+    assert plans[1].options[0].memory.total == pytest.approx(allocated(again), rel=0.1)
+
+
+def test_copies_of_saves_are_in_the_host_s_memory() -> None:
+    plan = make_plan(upsampler("train.async_save=true", "ema.powers=[0.05]"), ALONE)
+    assert {option.host for option in plan.options} == {(4 + 8 + 2 * 4) * plan.parameters}
 
 
 @pytest.mark.parametrize("name", STAGES)

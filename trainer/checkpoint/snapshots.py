@@ -13,11 +13,16 @@ from typing import Any
 from base.errors import UserError
 from trainer.checkpoint.agree import Ranks, agreed, attempt
 from trainer.checkpoint.folders import named_folders, remove, remove_leftovers
-from trainer.checkpoint.manifest import IDENTITY, MANIFEST, folder_name
+from trainer.checkpoint.manifest import IDENTITY, folder_name
 from trainer.checkpoint.read import Checkpoint, faults, open_checkpoint
 from trainer.checkpoint.write import Snapshot, begin, complete_folder, write_slices
 
 SNAPSHOTS = "snapshots"
+
+
+def snapshot_folders(run: Path) -> list[Path]:
+    """Folders with a snapshot's name, oldest first; damage may have cost them their manifest."""
+    return named_folders(run / SNAPSHOTS)
 
 
 def write_snapshot(run: Path, ranks: Ranks, snapshot: Snapshot) -> None:
@@ -47,7 +52,7 @@ def remove_later_snapshots(run: Path, samples: int, ranks: Ranks) -> None:
     def work() -> None:
         if ranks.rank == 0:
             remove_leftovers(run / SNAPSHOTS)
-            for folder in named_folders(run / SNAPSHOTS):
+            for folder in snapshot_folders(run):
                 if int(folder.name) > samples:
                     remove(folder)
 
@@ -60,8 +65,7 @@ def read_snapshots(run: Path, samples: int | None = None) -> list[Checkpoint]:
     Raises:
         UserError: there is none, one is damaged, or they are of several runs.
     """
-    named = named_folders(run / SNAPSHOTS)
-    folders = [folder for folder in named if (folder / MANIFEST).is_file()]
+    folders = snapshot_folders(run)
     if not folders:
         raise UserError(f"{run}: no snapshots; train with ema.powers and ema.snapshot_every")
     there = [int(folder.name) for folder in folders]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from trainer.config import Precision
@@ -24,6 +24,9 @@ class Model:
     precision: Precision
     activations: int  # bytes of one micro-batch
     averages: int = 1  # profiles of EMA
+    offload: bool = False  # masters, moments and averages lie in the host's memory with ZeRO 1 to 3
+    accumulates: bool = False  # gradients of several micro-batches
+    staged: bool = False  # saves are written from a copy in the host's memory
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,11 @@ class Memory:
 
 
 def memory_of(engine: EngineName, model: Model, processes: int) -> Memory:
-    """What a process of `processes` holds."""
+    """What a process of `processes` holds on its device."""
     count, low = model.trained, _width(model.precision)
     own = math.ceil(count / processes)  # elements of what is cut among all
     whole = count if engine in ("local", "zero 0") else own
-    return Memory(
+    memory = Memory(
         weights=low * (own if engine == "zero 3" else count),
         gradients=_gradients(engine, model.precision, count, own),
         masters=_masters(engine, model.precision, whole),
@@ -63,6 +66,28 @@ def memory_of(engine: EngineName, model: Model, processes: int) -> Memory:
         activations=model.activations,
         update=_update(engine, model.precision, count, processes),
     )
+    if not _offloads(engine, model):
+        return memory
+    gradients = memory.gradients
+    if engine != "zero 3":  # they leave with the buckets, but for those that wait for a sum
+        gradients = 4 * count if engine == "zero 1" and model.precision != "fp32" else 0
+    return replace(memory, masters=0, moments=0, ema=0, gradients=gradients)
+
+
+def host_bytes(engine: EngineName, model: Model, processes: int) -> int:
+    """What a process of `processes` holds in its host's memory: offloaded state, saves' copies."""
+    own = math.ceil(model.trained / processes)
+    state = (4 + 8 + 4 * model.averages) * own  # masters, moments, averages
+    held = state if model.staged else 0
+    if _offloads(engine, model):
+        held += state + 4 * own  # with the gradients that the optimizer reads
+        if engine != "zero 3":  # new weights on their way back, and sums of micro-batches
+            held += (_width(model.precision) + (4 if model.accumulates else 0)) * own
+    return held
+
+
+def _offloads(engine: EngineName, model: Model) -> bool:
+    return model.offload and engine in ("zero 1", "zero 2", "zero 3")
 
 
 def _width(precision: Precision) -> int:

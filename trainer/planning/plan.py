@@ -10,9 +10,18 @@ import torch
 
 from base.errors import UserError
 from trainer.config import AnyTrainConfig, Precision
+from trainer.engine.blocks import apply_plan
 from trainer.engine.open import hardware_precision, micro_batches
-from trainer.planning.memory import ENGINES, EngineName, Memory, Model, memory_of
+from trainer.planning.memory import (
+    ENGINES,
+    EngineName,
+    Memory,
+    Model,
+    host_bytes,
+    memory_of,
+)
 from trainer.planning.outline import (
+    META,
     Kind,
     activation_bytes,
     flops_per_sample,
@@ -42,6 +51,7 @@ class Option:
 
     engine: EngineName
     memory: Memory
+    host: int  # bytes of the host's memory for each GPU
     fits: bool
     chosen: bool  # by the config
 
@@ -84,6 +94,7 @@ def make_plan(config: AnyTrainConfig, hardware: Hardware) -> Plan:
     micro = math.ceil(math.ceil(train.batch / gpus) / count)
     parts = outline(config, precision)
     flops = flops_per_sample(config, parts)
+    apply_plan(parts.model, train.model_copy(update={"compile": False}), META)
     tower = text_tower(parts)
     frozen = [] if tower is None else [*tower.parameters(), *tower.buffers()]
     model = Model(
@@ -92,6 +103,9 @@ def make_plan(config: AnyTrainConfig, hardware: Hardware) -> Plan:
         precision=precision,
         activations=activation_bytes(config, parts, micro, hardware.kind),
         averages=1 + len(config.ema.powers),
+        offload=train.offload == "optimizer",
+        accumulates=count > 1,
+        staged=train.async_save,
     )
     peak = hardware.peak or peak_tflops(ASSUMED, precision)
     assert peak is not None
@@ -118,8 +132,9 @@ def _options(config: AnyTrainConfig, model: Model, hardware: Hardware) -> list[O
         if engine == "local" and hardware.gpus > 1:
             continue
         memory = memory_of(engine, model, hardware.gpus)
+        host = host_bytes(engine, model, hardware.gpus)
         fits = memory.total <= hardware.memory * (1 - HEADROOM)
-        options.append(Option(engine, memory, fits, engine == chosen))
+        options.append(Option(engine, memory, host, fits, engine == chosen))
     return options
 
 

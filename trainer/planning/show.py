@@ -42,9 +42,9 @@ def describe(plan: Plan) -> list[str]:
         "",
     ]
     names = list(asdict(plan.options[0].memory))
-    lines.append(f"{'GB a GPU':9}" + "".join(f"{name:>12}" for name in (*names, "total")))
+    lines.append(f"{'GB a GPU':9}" + "".join(f"{name:>12}" for name in (*names, "total", "host")))
     for option in plan.options:
-        sizes = [*asdict(option.memory).values(), option.memory.total]
+        sizes = [*asdict(option.memory).values(), option.memory.total, option.host]
         row = "".join(f"{_gb(size):>12}" for size in sizes)
         note = "fits" if option.fits else "does not fit"
         lines.append(f"{option.engine:9}{row}  {note}{' (the config)' if option.chosen else ''}")
