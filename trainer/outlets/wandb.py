@@ -35,6 +35,8 @@ class WandB:
             config=config,
             resume="allow" if settings.mode == "online" else None,
         )
+        # A picture comes after later lines, and a resumed run tells some lines again.
+        self._run.define_metric("*", step_metric="samples")
 
     def write(self, samples: int, values: Mapping[str, float]) -> None:
         self._run.log({"samples": samples, **values})
