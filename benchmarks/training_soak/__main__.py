@@ -159,7 +159,7 @@ def page(options: argparse.Namespace, found: dict[str, Any]) -> str:
 def main() -> int:
     """Print what happens; 1 when the two runs differ."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=400_000, help="of each run")
+    parser.add_argument("--samples", type=int, default=120_000, help="of each run")
     parser.add_argument("--gap", type=float, default=25.0, help="seconds between faults, mean")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/training-soak"))
