@@ -1,6 +1,7 @@
 """Saves in the background: what they hold, whom they wait for, how they fail on all ranks alike."""
 
 import errno
+import json
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import toy
 
+import base.lease
 from base.errors import Diverged, Stopped, UserError
 from base.files import sha256_file
 from trainer.checkpoint import staging, write
@@ -97,6 +99,31 @@ def test_a_stop_waits_for_the_save(
         train(config)
     assert [int(path.name) for path in complete_checkpoints(tmp_path / "run")] == [48, 72]
     assert resolve_checkpoint(tmp_path / "run").manifest.samples == 72
+
+
+@pytest.mark.parametrize("async_save", [True, False])
+def test_a_run_whose_folder_was_taken_over_during_a_save_completes_no_checkpoint(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, async_save: bool
+) -> None:
+    """The slices are written, then another run has the lease."""
+    run = tmp_path / "run"
+    train(toy.toy_config(dataset, run, train={"samples": 48}))
+    taken = threading.Event()
+
+    def written(path: Path, entries: Any) -> Any:
+        record = write_tensors(path, entries)
+        lease = run / base.lease.NAME
+        lease.write_text(json.dumps({**json.loads(lease.read_text()), "token": "another's"}))
+        taken.set()
+        return record
+
+    monkeypatch.setattr(base.lease, "_LATE_SECONDS", -1.0)  # looked at in every step
+    monkeypatch.setattr(write, "write_tensors", written)
+    with pytest.raises(UserError, match="taken over"):
+        train(toy.toy_config(dataset, run, train={"async_save": async_save}))
+    assert taken.is_set()
+    assert [path.name for path in complete_checkpoints(run)] == ["000000000048"]
+    assert (run / "latest").read_text() == "000000000048\n"
 
 
 def test_divergence_waits_for_the_save(

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Event
 from types import TracebackType
 
+from base.lease import require_held
 from trainer.checkpoint.agree import Outcome, Ranks, agreed, attempt
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.staging import Staging
@@ -128,6 +129,7 @@ class Saver:
 
     def _finish_folder(self, save: _Save, parts: Sequence[Part]) -> None:
         if self._ranks.rank == 0:
+            require_held(self._run)  # not into a folder that another run has taken over meanwhile
             complete(self._run, save.target, parts, save.snapshot, self._retention)
 
     def _start(self, work: Work) -> Future[Outcome]:
