@@ -1,75 +1,24 @@
 """`unclip plan` against what real runs compute and allocate, at small sizes."""
 
-import gc
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen
 
 import pytest
-import torch
 import toy
+from planned import ALONE, allocated, tensors, upsampler
 from stages import CONFIGS, STAGES
-from torch import Tensor
 
 from base.clip_reference import CONFIG_NAME, EXPORT
 from base.errors import UserError
-from trainer.batch import Batch
-from trainer.config import AnyTrainConfig
-from trainer.engine.open import open_engine
-from trainer.loop import build_parts
 from trainer.models.clip import Clip, describe_for_open_clip
-from trainer.planning.alive import Alive
 from trainer.planning.outline import Kind, flops_per_sample, outline
-from trainer.planning.plan import Hardware, make_plan
+from trainer.planning.plan import make_plan
 from trainer.planning.show import describe, parse_bytes
-from trainer.session import Session
 from trainer.stages import load_train_config
-
-CPU = torch.device("cpu")
-ALONE = Hardware(gpus=1, memory=10**9, mfu=0.5, peak=1.0, kind="cpu")
-MICRO, COUNT = 4, 2  # samples at once, and how often a step
-
-
-def upsampler(*more: str) -> AnyTrainConfig:
-    """Half a million parameters, whose activations weigh about as much as the weights."""
-    size = ["model.unet.channels=32", "model.unet.blocks=1", "objective.degradation.kind=blur"]
-    cut = [f"train.batch={MICRO * COUNT}", f"train.micro_batch={MICRO}", "train.async_save=false"]
-    return load_train_config(CONFIGS / "up64.yaml", [*size, *cut, *more])
-
-
-def tensors() -> dict[int, Tensor]:
-    """Every tensor that Python knows, by its storage."""
-    gc.collect()
-    found = [thing for thing in gc.get_objects() if isinstance(thing, Tensor)]
-    return {tensor.untyped_storage()._cdata: tensor for tensor in found if not tensor.is_meta}
-
-
-def allocated(config: AnyTrainConfig) -> int:
-    """Bytes of a real run: what is there between steps, and the most that a step adds."""
-    before = tensors()
-    parts = build_parts(config, CPU)
-    engine = open_engine(parts.model, config.optim, config.train, CPU)
-    session = Session(config, parts.objective, engine, {}, epoch_size=64)
-    side = parts.objective.needs.crop
-    assert side is not None
-    batches = [
-        Batch(
-            torch.arange(MICRO) + MICRO * number,
-            torch.randint(0, 255, (MICRO, 3, side, side), dtype=torch.uint8),
-        )
-        for number in range(COUNT)
-    ]
-    session.count(session.step(batches, 1e-3, [0.0]))  # what is made at the first step
-    held = [tensor for key, tensor in tensors().items() if key not in before]
-    with Alive(tensors().values()) as alive:
-        session.count(session.step(batches, 1e-3, [0.0]))
-    total = sum(tensor.untyped_storage().nbytes() for tensor in held) + alive.peak
-    engine.close()
-    return total
-
 
 ENGINES = [
     ("local", "fp32"),
@@ -110,6 +59,22 @@ def test_state_in_the_host_s_memory_is_what_a_real_run_allocates(
     (option,) = [option for option in make_plan(config, ALONE).options if option.chosen]
     assert option.memory.moments == option.memory.ema == 0
     assert option.memory.total + option.host == pytest.approx(allocated(config), rel=0.1)
+
+
+def test_memory_of_two_ranks_is_what_they_allocate(
+    torchrun: Callable[[int, Path, Sequence[object]], str], tmp_path: Path
+) -> None:
+    """ZeRO 1, 2 and 3 in bf16; in fp32, without ZeRO and with offloading in `make soak`."""
+    cases = ["1:bf16:none", "2:bf16:none", "3:bf16:none"]
+    if os.environ.get("UNCLIP_SOAK"):
+        cases += [f"{stage}:fp32:none" for stage in range(4)] + ["0:bf16:none"]
+        cases += [f"{stage}:{kind}:optimizer" for stage in (1, 2, 3) for kind in ("fp32", "bf16")]
+    torchrun(2, Path(__file__).with_name("planned.py"), [tmp_path / "report", *cases])
+    for rank in range(2):
+        report = json.loads((tmp_path / f"report.{rank}").read_text())
+        assert list(report) == cases
+        for case, (planned, found) in report.items():
+            assert planned == pytest.approx(found, rel=0.1), (rank, case)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

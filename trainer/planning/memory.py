@@ -69,8 +69,10 @@ def memory_of(engine: EngineName, model: Model, processes: int) -> Memory:
     if not _offloads(engine, model):
         return memory
     gradients = memory.gradients
-    if engine != "zero 3":  # they leave with the buckets, but for those that wait for a sum
-        gradients = 4 * count if engine == "zero 1" and model.precision != "fp32" else 0
+    if engine == "zero 2":  # they leave with the buckets
+        gradients = 0
+    elif engine == "zero 1":  # those of others' partitions wait for the step's end
+        gradients = 4 * (count - own) if model.precision == "fp32" else 4 * count
     return replace(memory, masters=0, moments=0, ema=0, gradients=gradients)
 
 
