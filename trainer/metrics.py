@@ -18,6 +18,11 @@ from trainer.state import TrainState, Window
 FILE = "metrics.jsonl"
 _NO_CURVES = ("samples", "steps", "seconds")
 
+OF_THE_MACHINE = frozenset(
+    ["seconds", "samples_per_second", "waited", "stalled", "tflops", "mfu", "memory", "stragglers"]
+)
+"""What of a line is not the run's own: the rest is the same bits, however often it was stopped."""
+
 
 class Metrics:
     """Appends lines to metrics.jsonl, and hands the same numbers over `samples` to outlets.

@@ -8,7 +8,6 @@ Then the loss curve and every byte of the last checkpoint's tensors must be thos
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import random
 import subprocess
@@ -24,10 +23,10 @@ import psutil
 
 from base.files import sha256_file, write_atomic
 from benchmarks.training_soak.faults import BETWEEN, RUNNING
+from trainer.metrics import OF_THE_MACHINE, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 _SAVES = 40  # checkpoints of a run
-_TIMES = {"seconds", "samples_per_second", "waited"}  # of a line of metrics: they differ
 
 
 class Fault(NamedTuple):
@@ -107,9 +106,11 @@ def disturbed(
 
 
 def curve(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics but for times."""
-    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k not in _TIMES} for line in lines]
+    """The lines of metrics but for what is the machine's."""
+    return [
+        {name: value for name, value in line.items() if name not in OF_THE_MACHINE}
+        for line in read_metrics(run)
+    ]
 
 
 def tensors(run: Path) -> dict[str, str]:
@@ -159,7 +160,7 @@ def page(options: argparse.Namespace, found: dict[str, Any]) -> str:
 def main() -> int:
     """Print what happens; 1 when the two runs differ."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=120_000, help="of each run")
+    parser.add_argument("--samples", type=int, default=300_000, help="of each run")
     parser.add_argument("--gap", type=float, default=25.0, help="seconds between faults, mean")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/training-soak"))

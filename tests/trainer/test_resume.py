@@ -14,23 +14,21 @@ from base.errors import Diverged, Stopped, UserError
 from trainer.checkpoint.manifest import LATEST
 from trainer.checkpoint.read import Checkpoint, SliceReader, resolve_checkpoint
 from trainer.loop import train
-from trainer.metrics import read_metrics
+from trainer.metrics import OF_THE_MACHINE, read_metrics
 from trainer.stages import STAGES
-
-TIMES = ("seconds", "samples_per_second", "waited", "stalled", "tflops", "memory")
 
 
 def without_times(run: Path) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in line.items() if key not in TIMES}
+        {key: value for key, value in line.items() if key not in OF_THE_MACHINE}
         for line in read_metrics(run)
     ]
 
 
 def progress(checkpoint: Checkpoint) -> dict[str, Any]:
     state = checkpoint.state().to_json()
-    state["window"] = {k: v for k, v in state["window"].items() if k not in TIMES}
-    return {key: value for key, value in state.items() if key not in TIMES}
+    state["window"] = {k: v for k, v in state["window"].items() if k not in OF_THE_MACHINE}
+    return {key: value for key, value in state.items() if key not in OF_THE_MACHINE}
 
 
 def assert_equal_runs(run: Path, other: Path) -> None:
