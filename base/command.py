@@ -20,6 +20,7 @@ _KEYBOARD = 130
 _INTERRUPTED = "interrupted; run the same command again"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _PATH = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EROFS}
+_PATH.add(errno.EEXIST)  # a file where a folder should be
 
 
 def run(app: typer.Typer) -> NoReturn:

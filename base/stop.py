@@ -1,6 +1,8 @@
 """Stopping on request: signals set a flag, and the work ends where it is safe to."""
 
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,16 +11,17 @@ from typing import Any
 
 from base.errors import Stopped
 
-_SYSTEM = (signal.SIGTERM, signal.SIGUSR2)
-_SIGNALS = (*_SYSTEM, signal.SIGINT)
+_SYSTEM = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOPPED = "stopped; run the same command again"
 
 
 class StopFlag:
-    """Turns SIGTERM, SIGUSR2 and SIGINT into a flag while the block runs.
+    """Turns SIGTERM, SIGUSR2, SIGHUP (a terminal that closes) and SIGINT into a flag.
 
-    A second SIGINT raises KeyboardInterrupt at once, for whoever cannot wait. Earlier handlers come
-    back at the end. Off the main thread, where Python allows no handlers, it does nothing.
+    While the block runs. A second SIGINT raises KeyboardInterrupt at once, for whoever cannot wait.
+    Earlier handlers come back at the end. Off the main thread, where Python allows no handlers, it
+    does nothing.
     """
 
     def __init__(self) -> None:
@@ -44,7 +47,7 @@ class StopFlag:
 
     def __enter__(self) -> "StopFlag":
         if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
+            for number in (*_heard(), signal.SIGINT):
                 self._earlier[number] = signal.signal(number, self._receive)
         return self
 
@@ -66,7 +69,7 @@ class StopFlag:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[Callable[[], bool]]:
-    """SIGTERM and SIGUSR2 raise KeyboardInterrupt wherever the block is, as Ctrl-C does.
+    """SIGTERM, SIGUSR2 and SIGHUP raise KeyboardInterrupt wherever the block is, as Ctrl-C does.
 
     Gives what tells whether one of them came. Within a StopFlag it is the flag that they set.
     """
@@ -76,9 +79,24 @@ def interrupted_by_signals() -> Iterator[Callable[[], bool]]:
         came.set()
         raise KeyboardInterrupt
 
-    earlier = [signal.signal(number, interrupt) for number in _SYSTEM]
+    earlier = {number: signal.signal(number, interrupt) for number in _heard()}
     try:
         yield came.is_set
     finally:
-        for number, handler in zip(_SYSTEM, earlier, strict=True):
+        for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def stop_with_parent() -> None:
+    """Let SIGTERM come when the process that started this one ends, by whatever death (Linux).
+
+    For those whose launcher may be killed by a signal that it does not pass on.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _heard() -> list[signal.Signals]:
+    """`nohup` ignores SIGHUP, and so do we then."""
+    return [number for number in _SYSTEM if signal.getsignal(number) is not signal.SIG_IGN]

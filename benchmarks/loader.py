@@ -97,7 +97,7 @@ def ours(root: Path, needs: Needs, batch: int, workers: int, samples: int) -> It
 
 def decode_and_crop(seed: int, data: bytes) -> Any:
     """What our loader does with a picture, for webdataset's pipeline."""
-    pixels = decode_square(data, _SIDE, "a sample")
+    pixels = decode_square(data, _SIDE, str)
     top, left = np.random.default_rng(seed).integers(0, _SIDE - _CROP + 1, 2)
     return np.ascontiguousarray(pixels[top : top + _CROP, left : left + _CROP].transpose(2, 0, 1))
 

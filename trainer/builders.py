@@ -20,8 +20,10 @@ from base.clip_reference import (
     split_named,
 )
 from base.errors import UserError, one_line
-from base.files import atomic_path, write_json
+from base.files import atomic_path, read_json, sha256_file, write_json
 from trainer.checkpoint.export import read_weights
+from trainer.checkpoint.manifest import MANIFEST
+from trainer.checkpoint.read import resolve_checkpoint
 from trainer.config import AnyTrainConfig
 from trainer.engine.base import DTYPES
 from trainer.engine.open import resolve_precision
@@ -72,14 +74,19 @@ def build_upsampler(config: AnyTrainConfig, device: torch.device) -> Parts:
 
 
 def export_clip(run: Path, config: AnyTrainConfig) -> None:
-    """Write a finished CLIP (averaged weights) so that open_clip itself loads it."""
-    folder = run / EXPORT
-    if (folder / CONFIG_NAME).is_file():  # written last
+    """Write a finished CLIP (averaged weights) so that open_clip itself loads it.
+
+    Once for each last checkpoint: a run that was finished may have been trained further.
+    """
+    folder, record = run / EXPORT, (run / EXPORT).with_suffix(".json")
+    source = {"manifest_sha256": sha256_file(resolve_checkpoint(run).folder / MANIFEST)}
+    if record.is_file() and read_json(record) == source and (folder / CONFIG_NAME).is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / WEIGHTS_NAMES[0]) as temporary:
         save_file(weights_for_open_clip(read_weights(run, "ema")), temporary)
     write_json(folder / CONFIG_NAME, describe_for_open_clip(config.model))
+    write_json(record, source)
 
 
 def load_text_encoder(clip: str) -> TextEncoder:

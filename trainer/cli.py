@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import typer
 
 from base.command import emit_json
 from base.errors import UserError
+from base.stop import stop_with_parent
 from trainer.sampling.cli import app as generate_app
 
 app = typer.Typer(
@@ -55,7 +57,7 @@ def train(
 ) -> None:
     """Train one stage; run it again to go on from the last checkpoint.
 
-    Alone, under torchrun or under srun. Ctrl-C and SIGTERM save first.
+    Alone, under torchrun or under srun. Ctrl-C, SIGTERM, SIGUSR2 and SIGHUP save first.
     """
     from trainer.engine.processes import group_scope
     from trainer.loop import train as run_training
@@ -64,12 +66,15 @@ def train(
     overrides = [*(override or ())]
     if init_from is not None:
         overrides.append(f"init_from={dumps(init_from)}")
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun dies of SIGUSR2, and would leave us behind
+        stop_with_parent()
     with group_scope():
         result = run_training(load_train_config(config, overrides))
     if json:
         emit_json(result)
     else:
-        typer.echo(f"{result.out}: {result.samples} samples in {result.steps} steps")
+        before = ", finished before" if result.resumed_from == result.samples else ""
+        typer.echo(f"{result.out}: {result.samples} samples in {result.steps} steps{before}")
 
 
 @app.command(
@@ -116,11 +121,14 @@ def plan(
 @checkpoint_app.command("list", epilog="Example: `unclip checkpoint list runs/prior`")
 def list_checkpoints(run: Run, json: Json = False) -> None:
     """The checkpoints of a RUN, oldest first."""
-    from trainer.checkpoint.folders import checkpoint_folders, latest_checkpoint
+    from trainer.checkpoint.folders import checkpoint_folders, latest_checkpoint, latest_fault
 
     _require_run(run)
-    latest = latest_checkpoint(run)
+    fault = latest_fault(run)
+    latest = None if fault else latest_checkpoint(run)
     rows = [{**_row(path), "latest": path == latest} for path in checkpoint_folders(run)]
+    if rows and fault:
+        typer.echo(f"warning: {fault}; the next `unclip train` mends it", err=True)
     if json:
         emit_json({"run": str(run), "checkpoints": rows})
         return
@@ -176,7 +184,8 @@ def verify(run: Run, at: At = None, json: Json = False) -> None:
     snapshots = snapshot_folders(run) if at is None else []
     found = {folder.name: folder_faults(folder) for folder in chosen}
     found |= {f"{SNAPSHOTS}/{folder.name}": folder_faults(folder) for folder in snapshots}
-    if chosen and (fault := latest_fault(run)) is not None:
+    expected = bool(chosen) or (run / LATEST).exists()
+    if expected and (fault := latest_fault(run)) is not None:
         found[LATEST] = [fault]
     if json:
         emit_json({"run": str(run), "checked": len(chosen) + len(snapshots), "faults": found})
@@ -184,7 +193,9 @@ def verify(run: Run, at: At = None, json: Json = False) -> None:
     if bad:
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise UserError(f"{bad[0]}{more}")
-    if not json:
+    if not json and not chosen:
+        typer.echo("no checkpoint yet")
+    elif not json:
         beside = f", and {len(snapshots)} snapshots of averages" if snapshots else ""
         typer.echo(f"{len(chosen)} checkpoints are whole{beside}")
 

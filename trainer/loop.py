@@ -6,18 +6,19 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from base.errors import Stopped, UserError
+from base.errors import Stopped, UserError, one_line
 from base.hashing import stable_hash
 from base.lease import Lease, require_held
 from base.progress import Progress
 from base.stop import StopFlag
+from trainer.batch import Batch
 from trainer.checkpoint.agree import Alone
 from trainer.checkpoint.folders import complete_checkpoints
 from trainer.checkpoint.origin import parse_origin
@@ -124,6 +125,8 @@ def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
     try:
         session = Session(config, parts.objective, engine, facts, catalogue.epoch_size)
         resumed_from = session.resume(_warn)
+        if engine.rank == 0:
+            _tell(config, resumed_from)
         if resumed_from is None and config.init_from is not None:
             session.begin_with(parse_origin(config.init_from))
         if engine.rank == 0:
@@ -133,6 +136,12 @@ def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
         return _result(config, session.state, resumed_from)
     finally:
         engine.close()
+
+
+def _tell(config: AnyTrainConfig, resumed_from: int | None) -> None:
+    """Whether a run begins or goes on: a folder that was moved would begin anew where it was."""
+    how = "begins" if resumed_from is None else f"goes on at {resumed_from:,} samples"
+    print(f"{config.out}: {how}", file=sys.stderr)
 
 
 def _run(session: Session, stop: StopFlag) -> None:
@@ -151,9 +160,9 @@ def _run(session: Session, stop: StopFlag) -> None:
         _heartbeat(session) as heartbeat,
     ):
         saves = _Saves(session, metrics, heartbeat)
-        last = time.monotonic()
+        last, due = time.monotonic(), False
         heartbeat.enter("loader", session.state.samples)
-        for batches in loader:
+        for batches in _saving_first(loader, session):
             state = session.state
             before = state.samples
             rate = learning_rate(config.optim, before + size, total)
@@ -180,8 +189,10 @@ def _run(session: Session, stop: StopFlag) -> None:
                 session.save()
                 session.finish_save()
                 _stop(stats, config.out)
-            if _crossed(before, state.samples, save_every) and not state.skipped_in_row:
-                saves.begin()  # among steps that change nothing the checkpoint before stays
+            due |= _crossed(before, state.samples, save_every)
+            if due and not state.skipped_in_row:  # among steps that change nothing it waits
+                saves.begin()
+                due = False
             heartbeat.enter("loader", state.samples)
         saves.begin()
         session.finish_save()
@@ -207,8 +218,25 @@ class _Saves:
         samples = self._session.saver.take_complete()
         if samples is None or self._metrics is None:
             return
-        if (picture := self._pictures.draw(samples)) is not None:
-            self._metrics.show(picture, samples)
+        try:
+            if (picture := self._pictures.draw(samples)) is not None:
+                self._metrics.show(picture, samples)
+        except Exception as error:  # no memory, no room, a file in the way: the run is worth more
+            _warn(f"no picture of {samples} samples: {one_line(error)}")
+
+
+def _saving_first(loader: Loader, session: Session) -> Iterator[list[Batch]]:
+    """The loader's batches; where data cannot be read, what was learned is saved before it ends.
+
+    Of several ranks the others are in a step by then, and their last checkpoint stays.
+    """
+    try:
+        yield from loader
+    except UserError:
+        if session.engine.world_size == 1 and not session.state.skipped_in_row:
+            session.save()
+            session.finish_save()
+        raise
 
 
 def _loader(session: Session) -> Loader:
@@ -252,14 +280,19 @@ def _bar(session: Session) -> AbstractContextManager[Progress | None]:
 
 
 def _heartbeat(session: Session) -> Heartbeat:
-    """Tells where this rank is; on the first one, who keeps others waiting, and a full disk."""
+    """Tells where this rank is; on the first one, who keeps others waiting, and a full disk.
+
+    The second one looks after the first.
+    """
     config, rank = session.config, session.engine.rank
     patience = config.guards.hang_after_s
     disk = Disk(session, _warn)
-    if rank != 0:
-        return Heartbeat(config.out, rank, patience)
-    watch = Watch(config.out, session.engine.world_size, patience, _warn)
-    return Heartbeat(config.out, rank, patience, [watch.look, disk.look])
+    looks: list[Callable[[], None]] = []
+    if rank == 0:
+        looks = [Watch(config.out, session.engine.world_size, patience, _warn).look, disk.look]
+    elif rank == 1:
+        looks = [Watch(config.out, 1, patience, _warn, silent=True).look]
+    return Heartbeat(config.out, rank, patience, looks)
 
 
 def _requests(stop: StopFlag) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +57,10 @@ class Metrics:
     def _cut(self) -> None:
         if not self._path.is_file():
             return
-        lines = [line for line in _whole_lines(self._path) if line["samples"] <= self._start]
+        whole, damaged = _parse(self._path)
+        if damaged:
+            print(f"warning: {self._path}: {damaged} damaged lines are left out", file=sys.stderr)
+        lines = [line for line in whole if line["samples"] <= self._start]
         write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write(
@@ -97,7 +101,7 @@ class Metrics:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics, oldest first; a last line cut short by a kill is left out.
+    """The lines of a run's metrics, oldest first; damaged ones are left out.
 
     Raises:
         UserError: the run has no metrics.
@@ -105,14 +109,22 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / FILE
     if not path.is_file():
         raise UserError(f"{path}: no such file; has the run begun?")
-    return _whole_lines(path)
+    return _parse(path)[0]
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+def _parse(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines that can be read, and how many cannot; a last one cut short by a kill is neither.
+
+    The file is not synced and has no hash: whatever befell it, the run goes on.
+    """
+    found = [_line(text) for text in path.read_bytes().split(b"\n")]
+    whole = [line for line in found if line is not None]
+    return whole, sum(line is None for line in found[:-1])
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:  # no JSON, or no UTF-8
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("samples"), int) else None

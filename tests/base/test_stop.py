@@ -2,15 +2,20 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from base.errors import Stopped
 from base.stop import StopFlag, interrupted_by_signals
 
+ROOT = Path(__file__).resolve().parents[2]
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_sets_the_flag(number: signal.Signals) -> None:
     with StopFlag() as stop:
         assert not stop.requested
@@ -53,6 +58,49 @@ def test_handlers_come_back_even_after_an_error() -> None:
         assert [signal.getsignal(number) for number in numbers] != before
         raise ZeroDivisionError
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_nohup_is_left_in_force() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupted_by_signals() as came, StopFlag() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+        assert not came()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+LAUNCHER = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+time.sleep(60)
+"""
+RANK = """
+import sys, time
+from base.stop import StopFlag, stop_with_parent
+with StopFlag() as stop:
+    stop_with_parent()
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.05)
+print(stop.signal.name, flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child")
+def test_a_child_hears_of_its_launchers_death() -> None:
+    """The launcher dies of a signal that it passes on to nobody."""
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, RANK], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == "ready\n"
+    launcher.send_signal(signal.SIGUSR2)
+    assert launcher.stdout.readline() == "SIGTERM\n"
+    assert launcher.wait(30) == -signal.SIGUSR2
+    launcher.stdout.close()
 
 
 def test_nested_flags() -> None:

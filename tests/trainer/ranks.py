@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import toy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from base.errors import Stopped
 from trainer.config import AnyTrainConfig
 from trainer.engine.base import Flat
 from trainer.engine.deepspeed import DeepSpeedEngine
@@ -42,6 +44,13 @@ def main(data: Path, folder: Path) -> None:
         train(toy.toy_config(data, folder / f"whole{zero}", train=on, ema=toy.SNAPSHOTS))
         train(toy.toy_config(data, folder / f"half{zero}", train={**on, "samples": 48}))
         train(toy.toy_config(data, folder / "local_half" / str(zero), train=on))
+        parts = folder / f"parts{zero}"
+        stopping = {"stop_at": [20, 44]}  # between lines of metrics, and in an epoch
+        config = toy.toy_config(data, parts, objective=stopping, train=on, ema=toy.SNAPSHOTS)
+        for _ in "ab":
+            with pytest.raises(Stopped):
+                train(config)
+        train(config)
         still = {"lr": 1e-12, "weight_decay": 0.0}
         begun = toy.toy_config(
             data, folder / f"begun{zero}", seed=8, optim=still, train={**on, "samples": 12},

@@ -1,6 +1,7 @@
 """The trainer's commands as processes: stop and go on, exit codes, lease, checkpoints, mistakes."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -121,6 +122,14 @@ def test_checkpoint_commands(dataset: Path, tmp_path: Path) -> None:
     }
     target = tmp_path / "weights.safetensors"
     assert invoke("checkpoint", "export", out, target)["bytes"] == target.stat().st_size
+    (out / LATEST).rename(tmp_path / LATEST)
+    told = CliRunner().invoke(app, ["checkpoint", "list", str(out)], catch_exceptions=False)
+    assert told.stdout.count("(latest)") == 0
+    assert told.stdout.count(" steps ") == 2
+    assert "latest: missing; the next `unclip train` mends it" in told.stderr
+    with pytest.raises(UserError, match="latest: missing; choose with --at, or let `train` mend"):
+        CliRunner().invoke(app, ["checkpoint", "show", str(out)], catch_exceptions=False)
+    (tmp_path / LATEST).rename(out / LATEST)
     damaged = out / "checkpoints/000000000096/trainer.json"
     damaged.write_text(damaged.read_text() + " ")
     with pytest.raises(UserError, match=r"trainer\.json: got \d+ bytes, expected"):
@@ -128,6 +137,9 @@ def test_checkpoint_commands(dataset: Path, tmp_path: Path) -> None:
     plain = CliRunner().invoke(app, ["checkpoint", "list", str(out)], catch_exceptions=False)
     assert "000000000096" in plain.stdout
     assert "(latest)" in plain.stdout
+    shutil.rmtree(out / "checkpoints")
+    with pytest.raises(UserError, match="latest: names 000000000096, which is not there"):
+        CliRunner().invoke(app, ["checkpoint", "verify", str(out)], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

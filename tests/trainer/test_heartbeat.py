@@ -85,6 +85,30 @@ def test_a_rank_that_never_began_is_named(tmp_path: Path, clock: Clock) -> None:
     assert said == ["rank 1, which has not begun, is silent for 12 s"]
 
 
+def test_who_was_stopped_itself_accuses_nobody(tmp_path: Path, clock: Clock) -> None:
+    said: list[str] = []
+    watcher = Watch(tmp_path, 2, 10.0, said.append)
+    for clock.now in (0, 2, 4, 40, 42):
+        for rank in (0, 1):
+            write(tmp_path, rank, 48, "step", 1, min(clock.now, 4))
+        watcher.look()
+    assert said == []
+    for clock.now in (44, 46, 48, 51):
+        watcher.look()
+    assert len(said) == 2
+
+
+def test_the_second_rank_names_the_first_when_it_is_silent_and_never_else(
+    tmp_path: Path, clock: Clock
+) -> None:
+    said: list[str] = []
+    watcher = Watch(tmp_path, 1, 10.0, said.append, silent=True)
+    for clock.now in range(0, 40, 2):
+        write(tmp_path, 0, 48, "step", min(clock.now, 20), min(clock.now, 20))
+        watcher.look()
+    assert said == ["rank 0 on host node0, pid 7, at 48 samples is silent for 12 s"]
+
+
 class Three:
     """What stragglers ask of an engine."""
 
@@ -164,6 +188,13 @@ def test_a_stopped_rank_is_named_with_its_host(
             os.kill(beat.pid, signal.SIGCONT)
         named = [line for line in log.read_text().splitlines() if "is silent for" in line]
         assert [line for line in named if expected not in line] == []
+        first = wait_for(lambda: read_beat(run, 0), "samples")
+        os.kill(first.pid, signal.SIGSTOP)  # whom the second rank looks after
+        try:
+            told = f"rank 0 on host {socket.gethostname()}, pid {first.pid}, at "
+            wait_for(lambda: told in log.read_text(), "the name of the first")
+        finally:
+            os.kill(first.pid, signal.SIGCONT)
     finally:
         process.terminate()
         process.wait(60)

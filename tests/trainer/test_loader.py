@@ -172,7 +172,7 @@ def test_scaled_decoding_agrees_with_pillow(side: int, shape: tuple[int, int]) -
     waves = [np.sin(x / 17 + k) + np.cos(y / 23 - k) for k in range(3)]
     pixels = np.clip(128 + 60 * np.stack(waves, axis=-1), 0, 255).astype(np.uint8)
     jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=95)
-    ours = decode_square(jpeg, side, "x").astype(int)
+    ours = decode_square(jpeg, side, str).astype(int)
     whole = Image.open(io.BytesIO(jpeg))
     square = min(shape)
     left, top = (width - square) // 2, (height - square) // 2

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import toy
+from equal import assert_equal_runs
 from safetensors.torch import load_file
 
+from base.files import sha256_file
 from trainer.checkpoint.export import read_weights
 from trainer.checkpoint.read import resolve_checkpoint
 from trainer.checkpoint.snapshots import read_snapshots
@@ -117,6 +119,18 @@ def test_what_a_step_sends(folder: Path, zero: int) -> None:
         return
     sums = [sent.get("allreduce_", 0) + sent.get("_reduce_scatter_base_", 0) for sent in report]
     assert sums[1] - sums[0] == 2
+
+
+@pytest.mark.parametrize("zero", STAGES)
+def test_three_sessions_of_two_ranks_equal_one(folder: Path, zero: int) -> None:
+    """Bit for bit: weights, moments, averages, counters, metrics and snapshots."""
+    assert_equal_runs(folder / f"parts{zero}", folder / f"whole{zero}")
+    slices = [
+        [sha256_file(path) for path in sorted((folder / run / "snapshots").glob("*/slices/*"))]
+        for run in (f"parts{zero}", f"whole{zero}")
+    ]
+    assert slices[0] == slices[1]
+    assert len(slices[0]) == 2 * 4
 
 
 @pytest.mark.parametrize("zero", STAGES)

@@ -6,43 +6,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import toy
+from equal import assert_equal_runs, without_times
 
 from base.errors import Diverged, Stopped, UserError
+from data_pipeline.schema import dataset as schema
 from trainer.checkpoint.manifest import LATEST
-from trainer.checkpoint.read import Checkpoint, SliceReader, resolve_checkpoint
+from trainer.checkpoint.read import resolve_checkpoint
 from trainer.loop import train
-from trainer.metrics import OF_THE_MACHINE, read_metrics
+from trainer.metrics import read_metrics
+from trainer.sampling.progress import ProgressPictures
 from trainer.stages import STAGES
-
-
-def without_times(run: Path) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in line.items() if key not in OF_THE_MACHINE}
-        for line in read_metrics(run)
-    ]
-
-
-def progress(checkpoint: Checkpoint) -> dict[str, Any]:
-    state = checkpoint.state().to_json()
-    state["window"] = {k: v for k, v in state["window"].items() if k not in OF_THE_MACHINE}
-    return {key: value for key, value in state.items() if key not in OF_THE_MACHINE}
-
-
-def assert_equal_runs(run: Path, other: Path) -> None:
-    """Weights, both moments, averages, counters and metrics are the same bits."""
-    ours, theirs = resolve_checkpoint(run), resolve_checkpoint(other)
-    assert ours.manifest.kinds == theirs.manifest.kinds
-    assert set(ours.manifest.tensors) == set(theirs.manifest.tensors)
-    for kind in ours.manifest.kinds:
-        for name in ours.manifest.tensors:
-            one = SliceReader(ours).whole(kind, name)
-            assert torch.equal(one, SliceReader(theirs).whole(kind, name)), (kind, name)
-    assert progress(ours) == progress(theirs)
-    assert without_times(run) == without_times(other)
-
 
 ENGINES: list[dict[str, Any]] = [
     {"engine": "local"},
@@ -116,6 +93,79 @@ def test_metrics_after_the_checkpoint_are_cut(dataset: Path, tmp_path: Path) -> 
         file.write(json.dumps({"samples": 72, "loss": 9.0}) + '\n{"samples": 9')
     train(toy.toy_config(dataset, run))
     assert without_times(run) == without_times(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", [b"[4]\n", b"{\xff}\n", b"\x00\x00\n", b'{"loss": 1}\n'])
+def test_damaged_metrics_cost_the_damaged_lines_and_nothing_else(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: bytes
+) -> None:
+    run = tmp_path / "run"
+    train(toy.toy_config(dataset, run, train={"samples": 48}))
+    _, second = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(damage + second + damage)
+    assert [line["samples"] for line in read_metrics(run)] == [48]
+    capsys.readouterr()
+    train(toy.toy_config(dataset, run))
+    assert [line["samples"] for line in read_metrics(run)] == [48, 72, 96]
+    assert f"warning: {run}/metrics.jsonl: 2 damaged lines are left out" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def draw(pictures: ProgressPictures, samples: int) -> None:
+        raise torch.OutOfMemoryError("no room for\nthe model")
+
+    monkeypatch.setattr(ProgressPictures, "draw", draw)
+    assert train(toy.toy_config(dataset, tmp_path / "run")).samples == 96
+    told = capsys.readouterr().err
+    assert "warning: no picture of 48 samples: no room for the model\n" in told
+    assert "warning: no picture of 96 samples: no room for the model\n" in told
+
+
+def test_a_checkpoint_that_was_due_amid_bad_steps_is_made_up_for(
+    dataset: Path, tmp_path: Path
+) -> None:
+    """The step that crosses 48, and the one after it, change nothing."""
+    config = toy.toy_config(dataset, tmp_path / "run", objective={"poison": [40, 50]})
+    train(config)
+    folders = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert folders == ["000000000072", "000000000096"]
+
+
+def test_what_was_learned_is_saved_before_unreadable_data_end_a_run(
+    dataset: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(dataset, tmp_path / "data")
+    metadata = pq.read_table(schema.metadata_path(data, 0))
+    offset = metadata["jpg_offset"][3].as_py()
+    with schema.tar_path(data, 0).open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(100))
+    config = toy.toy_config(data, tmp_path / "run", objective={"pictures": True})
+    named = r"00000\.tar: 000000003\.jpg: not a readable JPEG .*; verify the data"
+    with pytest.raises(UserError, match=named):
+        train(config)
+    stopped = resolve_checkpoint(tmp_path / "run").manifest.samples
+    assert 0 < stopped < 48
+    shutil.copy(schema.tar_path(dataset, 0), schema.tar_path(data, 0))  # as `data prepare` would
+    assert train(config).resumed_from == stopped
+    plain = toy.toy_config(data, tmp_path / "whole", objective={"pictures": True})
+    train(plain)
+    assert_equal_runs(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_says_whether_it_begins_or_goes_on(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train(toy.toy_config(dataset, run, train={"samples": 48}))
+    assert f"{run}: begins\n" in capsys.readouterr().err
+    train(toy.toy_config(dataset, run))
+    assert f"{run}: goes on at 48 samples\n" in capsys.readouterr().err
 
 
 def test_damage_is_named_and_the_checkpoint_before_is_taken(

@@ -139,6 +139,19 @@ def test_other_paths_and_taken_ports_are_refused() -> None:
         outlet.close()
 
 
+def test_a_port_that_is_taken_does_not_end_the_run(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        config = toy.toy_config(dataset, tmp_path / "run", log={"prometheus_port": port})
+        assert train(config).samples == 96
+    told = capsys.readouterr().err
+    assert f"warning: log.prometheus_port: got {port}: Address already in use; the run" in told
+
+
 def test_wandb_is_named_when_it_is_missing(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stages
+import torch
 import toy
 from PIL import Image
 from stages import ON_RANKS, STAGES, stage_config
@@ -19,6 +20,7 @@ from base.errors import UserError
 from base.files import sha256_file
 from data_pipeline.schema.dataset import read_dataset
 from trainer.batch import Needs
+from trainer.builders import load_clip
 from trainer.checkpoint.export import read_weights
 from trainer.loader.samples import SampleReader
 from trainer.loop import train
@@ -152,3 +154,17 @@ def test_looking_at_the_progress_does_not_change_the_run(data: Path, folder: Pat
         watched = folder / "watched" / slices.relative_to(folder / "blind")
         assert sha256_file(watched) == sha256_file(slices)
     assert_same_curve(folder / "watched", folder / "blind")
+
+
+def test_a_clip_that_was_trained_further_is_exported_anew(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "clip"
+    train(stage_config("clip", data, tmp_path, "clip", "train.samples=32"))
+    weights = run / "exports/open_clip/open_clip_model.safetensors"
+    first, written = sha256_file(weights), weights.stat().st_mtime_ns
+    train(stage_config("clip", data, tmp_path, "clip", "train.samples=32"))
+    assert weights.stat().st_mtime_ns == written  # nothing has changed
+    train(stage_config("clip", data, tmp_path, "clip", "train.samples=64"))
+    assert sha256_file(weights) != first
+    exported = load_clip(str(run))[0].state_dict()
+    for name, value in read_weights(run, "ema").items():
+        assert torch.equal(exported[name.removeprefix("clip.")], value), name

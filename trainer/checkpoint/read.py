@@ -106,6 +106,8 @@ def resolve_checkpoint(run: Path, samples: int | None = None) -> Checkpoint:
     """
     if samples is None:
         latest = latest_checkpoint(run)
+        if latest is None and complete_checkpoints(run):
+            raise UserError(f"{run / LATEST}: missing; choose with --at, or let `train` mend it")
         if latest is None:
             raise UserError(f"{run}: no checkpoint yet (no file `{LATEST}`)")
         return open_checkpoint(latest)

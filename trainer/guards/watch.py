@@ -1,4 +1,4 @@
-"""The first rank's look at all heartbeats: who is late is named once, with host and process."""
+"""A look at the ranks' heartbeats: who is late is named once, with host and process."""
 
 from __future__ import annotations
 
@@ -18,21 +18,32 @@ class Watch:
 
     A rank whose file is not renewed is stopped, dead or cut off. Where all are renewed and do not
     move, the ones that are furthest behind hold up the others, which wait for them in the step.
-    Clocks of other machines are not looked at.
+    Clocks of other machines are not looked at, nor what went by while this process was stopped.
+    The first rank watches all. The second one watches the first, and names it when it is `silent`
+    alone: who else is late the first one tells.
     """
 
     def __init__(
-        self, run: Path, ranks: int, hang_after: float, warn: Callable[[str], None]
+        self,
+        run: Path,
+        ranks: int,
+        hang_after: float,
+        warn: Callable[[str], None],
+        silent: bool = False,
     ) -> None:
+        self._silent = silent
         self._run, self._hang_after, self._warn = run, hang_after, warn
-        begun = time.monotonic()
+        self._looked = time.monotonic()
         self._beats: list[Beat | None] = [None] * ranks
-        self._renewed = [begun] * ranks  # when a file was last seen to change
+        self._renewed = [self._looked] * ranks  # when a file was last seen to change
         self._named: set[int] = set()
 
     def look(self) -> None:
         """Read all files, and name who is late and was not named yet."""
         now = time.monotonic()
+        if now - self._looked > self._hang_after:
+            self._renewed = [now] * len(self._beats)
+        self._looked = now
         for rank, known in enumerate(self._beats):
             beat = _read(beat_path(self._run, rank))
             if beat is not None and beat != known:
@@ -48,7 +59,7 @@ class Watch:
             for rank, renewed in enumerate(self._renewed)
             if now - renewed > self._hang_after
         }
-        if silent:
+        if silent or self._silent:
             return silent
         beats = [beat for beat in self._beats if beat is not None]
         behind = min(map(_place, beats), default=None)

@@ -53,6 +53,11 @@ class Catalogue:
             self.pools.append(Pool(Shards(refs, config.embeddings, kept), order, self.epoch_size))
             self.epoch_size += order.epoch_size
 
+    def name(self, number: int) -> str:
+        """Where sample `number` of all pools is stored."""
+        pool = next(pool for pool in reversed(self.pools) if pool.first <= number)
+        return pool.shards.name(number - pool.first)
+
 
 def _columns(weights: Sequence[float], streams: int) -> list[int]:
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import simplejpeg
@@ -14,19 +16,19 @@ Pixels = NDArray[np.uint8]
 cv2.setNumThreads(0)  # the loader's own thread or process is the unit of parallelism
 
 
-def decode_square(data: bytes, side: int, name: str) -> Pixels:
+def decode_square(data: bytes, side: int, name: Callable[[], str]) -> Pixels:
     """The middle square of a JPEG, scaled to [side, side, 3].
 
     The decoder drops frequencies first (factors of 1/8 in the DCT), to the smallest size that is
     still >= `side`; an area average does the rest. Small pictures are enlarged (bicubic).
 
     Raises:
-        UserError: the bytes are no picture; `name` says which.
+        UserError: the bytes are no picture; `name` says which, and is asked only then.
     """
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=side, min_width=side)
     except ValueError as error:
-        raise UserError(f"{name}: not a readable JPEG ({error}); verify the data") from error
+        raise UserError(f"{name()}: not a readable JPEG ({error}); verify the data") from error
     height, width = pixels.shape[:2]
     if height != width:
         square = min(height, width)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,7 +134,8 @@ class SampleReader:
         whole = self._cache.picture(number)
         if whole is None:
             assert jpeg is not None, "the cache forgets nothing"
-            whole = decode_square(jpeg, self._needs.image_size or 0, f"sample {number}")
+            name = partial(self.catalogue.name, number)
+            whole = decode_square(jpeg, self._needs.image_size or 0, name)
             whole = whole.transpose(2, 0, 1)
             self._cache.keep_picture(number, whole)
         return whole

@@ -87,6 +87,12 @@ class Shards:
                     found[place] = data[start:end]
         return found
 
+    def name(self, sample: int) -> str:
+        """Where the picture of `sample` is stored."""
+        ((number, _, rows),) = self._by_shard(np.array([sample]))
+        ref, key = self.refs[number], schema.sample_key(self.refs[number].shard, int(rows[0]))
+        return f"{schema.tar_path(ref.root, ref.shard)}: {key}.jpg"
+
     def captions(self, samples: Ints) -> list[str]:
         """The captions of `samples`."""
         found = [""] * len(samples)

@@ -5,7 +5,9 @@ open_clip brings transformers and timm, longer to import than torch: it is when 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,10 +141,22 @@ def load_open_clip(name: str, weights: Path | None = None) -> nn.Module:
     import open_clip
 
     pretrained = None if weights is None else str(weights)
-    model: nn.Module = open_clip.create_model_from_pretrained(
-        name, pretrained, return_transform=False, weights_only=True
-    )
+    with _without_warnings():
+        model: nn.Module = open_clip.create_model_from_pretrained(
+            name, pretrained, return_transform=False, weights_only=True
+        )
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """open_clip warns of random weights before it reads those of a `local-dir:`."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def outline_open_clip(name: str) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +45,10 @@ class Pairs:
     def pictures(self, side: int, count: int) -> Tensor:
         """The first `count` stored pictures, uint8 [N, 3, side, side]."""
         chosen = np.array(self.indices[:count])
-        jpegs = whole_dataset(self.dataset).jpegs(chosen)
+        shards = whole_dataset(self.dataset)
         decoded = [
-            decode_square(jpeg, side, f"sample {i}") for i, jpeg in zip(chosen, jpegs, strict=True)
+            decode_square(jpeg, side, partial(shards.name, int(i)))
+            for i, jpeg in zip(chosen, shards.jpegs(chosen), strict=True)
         ]
         return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
 
