@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import pytest
 import toy
 from processes import ROOT, environment
 
 from base.files import _size
+from trainer.checkpoint.folders import complete_checkpoints
 from trainer.engine.base import Engine
 from trainer.guards import disk, watch
 from trainer.guards.heartbeat import Beat, beat_path
@@ -195,6 +197,12 @@ def test_a_stopped_rank_is_named_with_its_host(
             wait_for(lambda: told in log.read_text(), "the name of the first")
         finally:
             os.kill(first.pid, signal.SIGCONT)
+        process.send_signal(signal.SIGUSR2)  # of which torchrun dies; its ranks save and end
+        assert process.wait(60) == -signal.SIGUSR2
+        both = [beat.pid, first.pid]
+        wait_for(lambda: not any(map(psutil.pid_exists, both)), "end of the ranks")
+        assert complete_checkpoints(run)
+        assert "stopped on request and saved" in log.read_text()
     finally:
         process.terminate()
         process.wait(60)
