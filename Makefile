@@ -38,7 +38,7 @@ peers: $(PEERS)/.installed ## img2dataset and clip-retrieval in .venv-peers (6.4
 soak: $(VENV)/.installed-dev ## damaged files for 12 minutes (what failed lies in runs/soak), a training run under faults, and the long tests
 	$(BIN)/python -m benchmarks.soak --report docs/soak.md $(ARGS)
 	$(BIN)/python -m benchmarks.training_soak --report docs/training-soak.md
-	UNCLIP_SOAK=1 $(BIN)/python -m pytest tests/trainer/test_killed_ranks.py tests/trainer/test_worlds.py tests/trainer/test_plan.py tests/trainer/test_blocks.py
+	UNCLIP_SOAK=1 $(BIN)/python -m pytest --timeout 7200 tests/trainer/test_killed_ranks.py tests/trainer/test_worlds.py tests/trainer/test_plan.py tests/trainer/test_blocks.py
 	UNCLIP_SOAK=1 $(BIN)/python -m pytest tests/unclip/test_demo.py -k killed
 
 clean: ## removes caches; .venv and its like, and runs/, stay

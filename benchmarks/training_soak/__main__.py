@@ -26,7 +26,7 @@ from benchmarks.training_soak.faults import BETWEEN, RUNNING
 from trainer.metrics import OF_THE_MACHINE, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-_SAVES = 40  # checkpoints of a run
+_SAVES = 160  # checkpoints of a run
 
 
 class Fault(NamedTuple):
@@ -160,7 +160,7 @@ def page(options: argparse.Namespace, found: dict[str, Any]) -> str:
 def main() -> int:
     """Print what happens; 1 when the two runs differ."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=300_000, help="of each run")
+    parser.add_argument("--samples", type=int, default=480_000, help="of each run")
     parser.add_argument("--gap", type=float, default=25.0, help="seconds between faults, mean")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/training-soak"))

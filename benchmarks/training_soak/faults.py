@@ -115,7 +115,10 @@ def leave_rubbish(run: Path, chance: random.Random) -> str | None:
     folders = sorted((run / "checkpoints").glob("[0-9]*"))
     if not folders:
         return None
-    shutil.copytree(folders[-1], run / "checkpoints" / f".saving-{int(folders[-1].name) + 1:012d}")
+    target = run / "checkpoints" / f".saving-{int(folders[-1].name) + 1:012d}"
+    if target.exists():  # such a one already
+        return None
+    shutil.copytree(folders[-1], target)
     return "an unfinished folder beside the checkpoints"
 
 
