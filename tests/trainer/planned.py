@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from stages import CONFIGS
 from torch import Tensor
 
-from trainer.batch import Batch
+from trainer.batch import Batch, Needs
 from trainer.config import AnyTrainConfig
 from trainer.engine.open import open_engine
 from trainer.engine.processes import environment_rank, environment_world_size, group_scope
@@ -45,21 +46,28 @@ def tensors() -> dict[int, Tensor]:
     return {tensor.untyped_storage()._cdata: tensor for tensor in found if not tensor.is_meta}
 
 
-def allocated(config: AnyTrainConfig) -> int:
-    """Bytes of a real run: what is there between steps, and the most that a step adds."""
-    before = tensors()
-    parts = build_parts(config, CPU)
-    engine = open_engine(parts.model, config.optim, config.train, CPU)
-    session = Session(config, parts.objective, engine, {}, epoch_size=64)
-    side = parts.objective.needs.crop
+def random_pictures(needs: Needs) -> list[Batch]:
+    """What an upsampler trains on in a step."""
+    side = needs.crop
     assert side is not None
-    batches = [
+    return [
         Batch(
             torch.arange(MICRO) + MICRO * number,
             torch.randint(0, 255, (MICRO, 3, side, side), dtype=torch.uint8),
         )
         for number in range(COUNT)
     ]
+
+
+def allocated(
+    config: AnyTrainConfig, batches_of: Callable[[Needs], list[Batch]] = random_pictures
+) -> int:
+    """Bytes of a real run: what is there between steps, and the most that a step adds."""
+    before = tensors()
+    parts = build_parts(config, CPU)
+    engine = open_engine(parts.model, config.optim, config.train, CPU)
+    session = Session(config, parts.objective, engine, {}, epoch_size=64)
+    batches = batches_of(parts.objective.needs)
     session.count(session.step(batches, 1e-3, [0.0]))  # what is made at the first step
     held = [tensor for key, tensor in tensors().items() if key not in before]
     with Alive(tensors().values()) as alive:

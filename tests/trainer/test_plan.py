@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen
 
+import numpy as np
 import pytest
 import toy
 from planned import ALONE, allocated, tensors, upsampler
+from safetensors.torch import save_file
 from stages import CONFIGS, STAGES
 
-from base.clip_reference import CONFIG_NAME, EXPORT
+from base.clip_reference import CONFIG_NAME, EXPORT, WEIGHTS_NAMES
 from base.errors import UserError
-from trainer.models.clip import Clip, describe_for_open_clip
+from trainer.batch import Batch, Needs
+from trainer.loader.samples import SampleReader
+from trainer.models.clip import Clip, describe_for_open_clip, weights_for_open_clip
 from trainer.planning.outline import Kind, flops_per_sample, outline
 from trainer.planning.plan import make_plan
 from trainer.planning.show import describe, parse_bytes
@@ -93,6 +97,41 @@ def test_activations_that_are_computed_again_are_what_a_real_run_allocates(preci
 def test_copies_of_saves_are_in_the_host_s_memory() -> None:
     plan = make_plan(upsampler("train.async_save=true", "ema.powers=[0.05]"), ALONE)
     assert {option.host for option in plan.options} == {(4 + 8 + 2 * 4) * plan.parameters}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that open_clip loads: the micro CLIP with random weights."""
+    folder = tmp_path_factory.mktemp("plan") / "clip"
+    config = load_train_config(CONFIGS / "clip.yaml").model
+    (folder / EXPORT).mkdir(parents=True)
+    (folder / EXPORT / CONFIG_NAME).write_text(json.dumps(describe_for_open_clip(config)))
+    weights = weights_for_open_clip(Clip(config).state_dict())
+    save_file(weights, folder / EXPORT / WEIGHTS_NAMES[0])
+    return folder
+
+
+@pytest.mark.parametrize("name", ["clip", "prior", "decoder"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_of_other_stages_is_what_a_real_run_allocates(
+    clip: Path, tmp_path: Path, name: str, precision: str
+) -> None:
+    """Frozen text towers, tokens and a contrastive loss among them."""
+    if (name, precision) == ("clip", "bf16"):
+        pytest.skip("a ResNet's batch norms are not for bf16")
+    data = toy.write_dataset(tmp_path / "data", [40, 40], 64, dim=16)
+    more = [f"data.paths=[{data}]", f"train.precision={precision}", "train.engine=local"]
+    more += ["train.batch=64", "train.micro_batch=32", "train.async_save=false"]
+    more += [f"clip={clip}"] if name != "clip" else []
+    config = load_train_config(CONFIGS / f"{name}.yaml", more)
+
+    def batches(needs: Needs) -> list[Batch]:
+        reader = SampleReader(config.data, needs, 0)
+        return [reader.batch(np.arange(32) + first) for first in (0, 32)]
+
+    (option,) = [option for option in make_plan(config, ALONE).options if option.chosen]
+    assert option.memory.activations > 0.1 * option.memory.total
+    assert option.memory.total == pytest.approx(allocated(config, batches), rel=0.1)
 
 
 @pytest.mark.parametrize("name", STAGES)

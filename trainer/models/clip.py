@@ -150,7 +150,8 @@ def load_open_clip(name: str, weights: Path | None = None) -> nn.Module:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """open_clip warns of random weights before it reads those of a `local-dir:`."""
+    """open_clip warns of random weights: those of a `local-dir:` it has not read yet, and others
+    are not wanted."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -163,7 +164,7 @@ def outline_open_clip(name: str) -> nn.Module:
     """The same model as shapes alone, on torch's meta device; its weights need not be there."""
     import open_clip
 
-    with torch.device("meta"):
+    with torch.device("meta"), _without_warnings():
         model: nn.Module = open_clip.create_model(
             name, load_weights=False, pretrained_text=False, device="meta"
         )

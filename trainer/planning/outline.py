@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -16,6 +15,7 @@ from base.errors import UserError
 from trainer.batch import Batch, Needs
 from trainer.config import AnyTrainConfig, Precision
 from trainer.engine.base import DTYPES
+from trainer.models.attention import written_out
 from trainer.objectives.base import Parts
 from trainer.planning.alive import Alive
 from trainer.rng import SampleRandom
@@ -67,7 +67,7 @@ def activation_bytes(config: AnyTrainConfig, parts: Parts, micro: int, kind: Kin
         parameter.grad = torch.zeros_like(parameter)
     held = [*parts.model.parameters(), *parts.model.buffers()]
     gradients = [parameter.grad for parameter in held if parameter.grad is not None]
-    with _FusedAttention() if kind == "cuda" else nullcontext():
+    with _AttentionOf(kind):
         context = parts.objective.begin(parts.model, batches)
         with Alive([*held, *gradients]) as alive:
             _pass(parts, batches[0], context)
@@ -100,8 +100,15 @@ def _example(config: AnyTrainConfig, needs: Needs, size: int) -> Batch:
     )
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention by the kernel that a GPU takes when there is a mask; meta tensors would not."""
+class _AttentionOf(TorchFunctionMode):
+    """Attention as a GPU computes it when there is a mask, or as our models do on a CPU.
+
+    Meta tensors would take a third way, which computes in float32.
+    """
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__()
+        self._own = _fused if kind == "cuda" else _written_out
 
     def __torch_function__(
         self,
@@ -111,8 +118,16 @@ class _FusedAttention(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is F.scaled_dot_product_attention:
-            return _fused(*args, **(kwargs or {}))
+            return self._own(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _written_out(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *_: Any, **more: Any
+) -> Tensor:
+    if attn_mask is None or attn_mask.dtype == torch.bool:
+        return written_out(q, k, v, attn_mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask)  # of other people's modules
 
 
 def _fused(
