@@ -1,5 +1,6 @@
 """The cascade on networks with random weights: what belongs to a caption's position stays there."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -102,3 +103,28 @@ def test_a_dropped_embedding_is_not_seen() -> None:
     unseen = [model.decode(z, text, random, keep_image=False) for z in (one, other)]
     assert not torch.allclose(*seen, atol=1e-2)
     assert torch.equal(*unseen)
+
+
+class Knowing(nn.Module):
+    """A prior that knows the sample, and predicts as its diffusion asks."""
+
+    def __init__(self, sample: torch.Tensor, diffusion: Diffusion) -> None:
+        super().__init__()
+        self.sample, self.diffusion = sample, diffusion
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+        x0 = self.sample.expand_as(x)
+        return self.diffusion.target(x0, t, self.diffusion.epsilon_from(x0, x, t))
+
+
+@pytest.mark.parametrize("predicts", ["x0", "v", "epsilon"])
+def test_a_prior_is_not_clamped_in_its_scaled_space(predicts: Any) -> None:
+    """Embeddings are scaled to unit variance a coordinate: some are far beyond 1."""
+    model = cascade("ddim")
+    z_i = torch.nn.functional.normalize(torch.tensor([8.0, -5.0, 3.0, *[0.5] * 13]), dim=0)
+    diffusion = Diffusion(DiffusionConfig(predicts=predicts))
+    knowing = Knowing(4.0 * z_i, diffusion)  # sqrt(16): the largest coordinate is 3.2
+    prior = dataclasses.replace(model.prior, network=knowing, diffusion=diffusion)
+    knows = dataclasses.replace(model, prior=prior)
+    made = knows.sample_prior(knows.captions(CAPTIONS), knows.random(0, 0, len(CAPTIONS)))
+    torch.testing.assert_close(made, z_i.expand(len(CAPTIONS), 16), atol=1e-3, rtol=0)
