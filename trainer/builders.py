@@ -20,9 +20,9 @@ from base.clip_reference import (
     split_named,
 )
 from base.errors import UserError, one_line
-from base.files import atomic_path, read_json, sha256_file, write_json
+from base.files import atomic_path, read_json, write_json
 from trainer.checkpoint.export import read_weights
-from trainer.checkpoint.manifest import MANIFEST
+from trainer.checkpoint.manifest import TRAINER
 from trainer.checkpoint.read import resolve_checkpoint
 from trainer.config import AnyTrainConfig
 from trainer.engine.base import DTYPES
@@ -79,7 +79,10 @@ def export_clip(run: Path, config: AnyTrainConfig) -> None:
     Once for each last checkpoint: a run that was finished may have been trained further.
     """
     folder, record = run / EXPORT, (run / EXPORT).with_suffix(".json")
-    source = {"manifest_sha256": sha256_file(resolve_checkpoint(run).folder / MANIFEST)}
+    files = resolve_checkpoint(
+        run
+    ).manifest.files  # but for the record of progress, which has times
+    source = {name: file.sha256 for name, file in files.items() if name != TRAINER}
     if record.is_file() and read_json(record) == source and (folder / CONFIG_NAME).is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
