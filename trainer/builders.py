@@ -79,10 +79,9 @@ def export_clip(run: Path, config: AnyTrainConfig) -> None:
     Once for each last checkpoint: a run that was finished may have been trained further.
     """
     folder, record = run / EXPORT, (run / EXPORT).with_suffix(".json")
-    files = resolve_checkpoint(
-        run
-    ).manifest.files  # but for the record of progress, which has times
-    source = {name: file.sha256 for name, file in files.items() if name != TRAINER}
+    manifest = resolve_checkpoint(run).manifest
+    # Not the record of progress, which has times: an interrupted run has the same.
+    source = {name: file.sha256 for name, file in manifest.files.items() if name != TRAINER}
     if record.is_file() and read_json(record) == source and (folder / CONFIG_NAME).is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
