@@ -26,7 +26,7 @@ from trainer.checkpoint.saver import Saver
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.write import Snapshot
 from trainer.config import EmaConfig, OptimConfig
-from trainer.ema import Ema
+from trainer.ema.average import Ema
 from trainer.engine.base import Setup
 from trainer.engine.local import LocalEngine
 from trainer.state import TrainState
