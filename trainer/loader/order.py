@@ -8,6 +8,7 @@ whoever reads a stream holds one group of it at a time. Nothing is padded or dro
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -115,14 +116,12 @@ class Order:
         found: list[tuple[GroupKey, Ints]] = []
         for epoch, stream, chosen in _alike(epochs, streams):
             opened = self._opened((epoch, stream))
-            numbers = np.searchsorted(opened.blocks, turns[chosen], side="right") - 1
-            for number, _, inside in _alike(numbers, numbers):
+            for number, inside in _parts(opened.blocks, turns[chosen]):
                 block = self._blocks((epoch, stream, number))
                 within = turns[chosen[inside]] - opened.blocks[number]
-                groups = np.searchsorted(block.groups, within, side="right") - 1
-                for group, _, last in _alike(groups, groups):
+                for group, last in _parts(block.groups, within):
                     key = GroupKey(epoch, stream, number, group)
-                    found.append((key, chosen[inside[last]]))
+                    found.append((key, chosen[inside][last]))
         return found
 
     def group(self, key: GroupKey) -> Group:
@@ -216,6 +215,20 @@ def _spread(firsts: Ints, counts: Ints) -> Ints:
     """first, first + 1, … of each, count of them, end to end."""
     ends = np.cumsum(counts)
     return np.arange(counts.sum()) + np.repeat(firsts - ends + counts, counts)
+
+
+def _parts(edges: Ints, values: Ints) -> list[tuple[int, slice | Ints]]:
+    """Between which of the ascending `edges` the values lie, with the indices of each part.
+
+    Neighbours mostly lie together. bisect keeps the interpreter's lock, for which a call of numpy
+    would have to wait when other threads read.
+    """
+    low, high = int(values.min()), int(values.max())
+    first = bisect_right(edges, low) - 1
+    if first + 1 == len(edges) or high < edges[first + 1]:
+        return [(first, slice(None))]
+    numbers = np.searchsorted(edges, values, side="right") - 1
+    return [(number, indices) for number, _, indices in _alike(numbers, numbers)]
 
 
 def _alike(first: Ints, second: Ints) -> list[tuple[int, int, Ints]]:
