@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from base.errors import UserError
 from base.scratch import scratch_folder
@@ -16,7 +17,6 @@ from base.stores import READ_AHEAD, StorePath, impatient
 
 Place = Path | StorePath
 Anywhere = str | os.PathLike[str] | StorePath
-Part = Callable[[int, int], bytes]  # (offset, size): fewer bytes where the file ends
 
 P = TypeVar("P", bound=Place)
 
@@ -105,23 +105,53 @@ def beside(file: Place, path: str) -> Place:
     return StorePath(f"{file.scheme}://{file.bucket}/{inside}")
 
 
+class Part(Protocol):
+    """Reads parts of an open file."""
+
+    def __call__(self, offset: int, size: int) -> bytes:
+        """Bytes from `offset` on; fewer where the file ends."""
+
+    def into(self, offset: int, buffer: memoryview) -> int:
+        """Fill a buffer of bytes; how many were read, fewer where the file ends."""
+
+
+class _LocalPart:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __call__(self, offset: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+    def into(self, offset: int, buffer: memoryview) -> int:
+        return os.preadv(self._descriptor, [buffer], offset)
+
+
+class _StorePart:
+    def __init__(self, opened: io.BufferedIOBase) -> None:
+        self._opened = opened
+
+    def __call__(self, offset: int, size: int) -> bytes:
+        self._opened.seek(offset)
+        return self._opened.read(size)
+
+    def into(self, offset: int, buffer: memoryview) -> int:
+        data = self(offset, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 @contextmanager
 def parts_of(file: Place, ahead: int = READ_AHEAD) -> Iterator[Part]:
-    """Gives a function that reads parts of a file; neighbours in a store come in one request.
+    """Gives what reads parts of a file; neighbours in a store come in one request.
 
     `ahead` is how much more than a part is read at once from there.
     """
     if isinstance(file, StorePath):
         with file.open(ahead=ahead) as opened:
-
-            def read(offset: int, size: int) -> bytes:
-                opened.seek(offset)
-                return opened.read(size)
-
-            yield read
+            yield _StorePart(opened)
     else:
         with file.open("rb") as local:
-            yield lambda offset, size: os.pread(local.fileno(), size, offset)
+            yield _LocalPart(local.fileno())
 
 
 @contextmanager

@@ -7,13 +7,14 @@ import signal
 import threading
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import simplejpeg
 import torch
 import toy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -24,8 +25,8 @@ from trainer.config import DataConfig
 from trainer.loader.catalogue import Catalogue
 from trainer.loader.pictures import decode_square
 from trainer.loader.plan import Plan
-from trainer.loader.samples import SampleReader
-from trainer.loader.shards import evenly
+from trainer.loader.samples import SampleReader, evenly
+from trainer.loader.shards import whole_dataset
 from trainer.loader.steps import Loader
 
 ALL = Needs(image_size=32, tokens=True, embeddings=True, context_length=12)
@@ -280,3 +281,25 @@ def test_evenly_spaced_rows_are_the_same_rows(numbers: list[int]) -> None:
     assert isinstance(found, slice) == (
         len(wanted) > 0 and len(steps) < 2 and min(steps, default=1) > 0
     )
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_any_rows_are_read_whole(dataset: Path, data: st.DataObject) -> None:
+    """Neighbours, holes and edges of shards; in any order or twice is refused."""
+    shards = whole_dataset(dataset)
+    every = range(int(shards.starts[-1]))
+    samples = np.array(sorted(data.draw(st.sets(st.sampled_from(every)))), np.int64)
+    one_by_one = [shards.jpegs(np.array([sample]))[0] for sample in samples]
+    stored = shards.embeddings(np.array(every))
+    with (
+        patch("trainer.loader.shards._GAP", data.draw(st.sampled_from([0, 1 << 16]))),
+        patch("trainer.loader.shards._SPAN", data.draw(st.sampled_from([1, 50, 1 << 24]))),
+    ):
+        image, text = shards.embeddings(samples)
+        assert shards.jpegs(samples) == one_by_one
+    assert np.array_equal(image, stored[0][samples])
+    assert np.array_equal(text, stored[1][samples])
+    for wrong in ([1, 0], [2, 2]):
+        with pytest.raises(ValueError, match="ascending numbers, each once"):
+            shards.embeddings(np.array(wrong))

@@ -15,14 +15,15 @@ from trainer.loader.shards import Halves, Shards
 
 
 class Raw(NamedTuple):
-    """Samples as they are stored."""
+    """Samples as they are stored, in the order in which they are stored."""
 
     draws: Ints  # [n], ascending: which samples these are
-    numbers: Ints  # [n], of the samples in the whole run
-    jpegs: list[bytes | None]  # [n] or []
-    captions: list[str]  # [n] or []
-    image_embedding: Halves | None  # [n, D]
-    text_embedding: Halves | None  # [n, D]
+    places: Ints  # [n], where below the sample of each draw is
+    numbers: Ints  # [m], of the samples in the whole run, ascending
+    jpegs: list[bytes | None]  # [m] or []
+    captions: list[str]  # [m] or []
+    image_embedding: Halves | None  # [m, D]
+    text_embedding: Halves | None  # [m, D]
 
 
 def read_raw(
@@ -30,17 +31,23 @@ def read_raw(
     needs: Needs,
     draws: Ints,
     samples: Ints,
-    numbers: Ints,
-    cached: NDArray[np.bool_],
+    first: int,
+    has_pictures: Callable[[Ints], NDArray[np.bool_]],
 ) -> Raw:
-    """What `needs` wants of `samples` [n]; pictures that are `cached` [n] are left out."""
+    """What `needs` wants of the `samples` [n] of `draws` [n].
+
+    `first` is the run's number of sample 0. Pictures that are there already are left out:
+    `has_pictures` tells which, by the run's numbers.
+    """
+    samples, places = np.unique(samples, return_inverse=True)  # two epochs may want the same
     jpegs: list[bytes | None] = []
     if needs.image_size is not None:
-        read = iter(shards.jpegs(samples[~cached]))
-        jpegs = [None if known else next(read) for known in cached.tolist()]
+        known = has_pictures(first + samples)
+        read = iter(shards.jpegs(samples[~known]))
+        jpegs = [None if here else next(read) for here in known.tolist()]
     captions = shards.captions(samples) if needs.tokens else []
     image, text = shards.embeddings(samples) if needs.embeddings else (None, None)
-    return Raw(draws, numbers, jpegs, captions, image, text)
+    return Raw(draws, places, first + samples, jpegs, captions, image, text)
 
 
 class Ahead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -17,7 +18,6 @@ from trainer.loader.catalogue import Catalogue, Pool
 from trainer.loader.groups import Ahead, Raw, read_raw
 from trainer.loader.order import GroupKey, Ints
 from trainer.loader.pictures import Pixels, decode_square
-from trainer.loader.shards import evenly
 from trainer.loader.shares import Share
 from trainer.rng import SampleRandom
 
@@ -75,7 +75,8 @@ class SampleReader:
         for number, chosen, draws in self.catalogue.mixture.split(positions):
             pool, wanted = self.catalogue.pools[number], np.unique(draws)
             raw = self._read(pool, wanted, pool.order.samples(wanted))
-            self.put(arrays, chosen, positions[chosen], raw, np.searchsorted(wanted, draws))
+            places = raw.places[np.searchsorted(wanted, draws)]
+            self.put(arrays, chosen, positions[chosen], raw, places)
         return arrays.batch(positions, slice(None))
 
     def walk(self, share: Share, first: int, end: int) -> Walk:
@@ -99,9 +100,8 @@ class SampleReader:
         return Walk(self, ahead)
 
     def _read(self, pool: Pool, draws: Ints, samples: Ints) -> Raw:
-        numbers = pool.first + samples
-        cached = self._cache.has_pictures(numbers)
-        return read_raw(pool.shards, self._needs, draws, samples, numbers, cached)
+        cached = self._cache.has_pictures
+        return read_raw(pool.shards, self._needs, draws, samples, pool.first, cached)
 
     def put(self, arrays: Arrays, rows: Ints, positions: Ints, raw: Raw, places: Ints) -> None:
         """Put what lies at `places` of `raw` into `rows`, the samples at `positions`."""
@@ -110,11 +110,17 @@ class SampleReader:
         if arrays.tokens is not None:
             for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                 arrays.tokens[row] = self._tokens(int(raw.numbers[place]), raw.captions[place])
-        into, taken = evenly(rows), evenly(places)
-        if arrays.image_embedding is not None and raw.image_embedding is not None:
-            arrays.image_embedding[into] = raw.image_embedding[taken]
-        if arrays.text_embedding is not None and raw.text_embedding is not None:
-            arrays.text_embedding[into] = raw.text_embedding[taken]
+        into = evenly(rows)
+        for target, stored in (
+            (arrays.image_embedding, raw.image_embedding),
+            (arrays.text_embedding, raw.text_embedding),
+        ):
+            if target is None or stored is None:
+                continue
+            if isinstance(into, slice):  # without a copy between; "clip" needs none either
+                np.take(stored, places, axis=0, out=target[into], mode="clip")
+            else:
+                target[into] = stored[places]
 
     def _put_pictures(
         self, image: Pixels, rows: Ints, positions: Ints, raw: Raw, places: Ints
@@ -166,7 +172,8 @@ class Walk:
         for number, chosen, draws in catalogue.mixture.split(positions):
             for key, some in catalogue.pools[number].order.keys(draws):
                 at, raw = chosen[some], self._ahead[number].group(key)
-                places = np.searchsorted(raw.draws, draws[some])
+                first = bisect_left(raw.draws, draws[some][0])  # this worker's next ones
+                places = raw.places[first : first + len(at)]
                 self._reader.put(arrays, rows[at], positions[at], raw, places)
 
     def close(self) -> None:
@@ -178,6 +185,15 @@ class Walk:
 def _threads(pool: Pool) -> int:
     in_store = any(isinstance(ref.root, StorePath) for ref in pool.shards.refs)
     return _THREADS_IN_STORE if in_store else _THREADS
+
+
+def evenly(numbers: Ints) -> slice | Ints:
+    """The same numbers as a slice where they are evenly spaced."""
+    steps = np.diff(numbers)
+    step = int(steps[0]) if len(steps) else 1
+    if step <= 0 or (steps != step).any() or not len(numbers):
+        return numbers
+    return slice(int(numbers[0]), int(numbers[-1]) + 1, step)
 
 
 class _Cache:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -58,8 +61,8 @@ class Header(NamedTuple):
 
 
 class Shards:
-    """Reads samples by number, in the concatenation of all shards; in long reads if neighbours
-    are asked for together. For any number of threads.
+    """Reads samples by number, in the concatenation of all shards: ascending, so that neighbours
+    come in long reads. For any number of threads.
     """
 
     def __init__(self, refs: Sequence[ShardRef], embeddings: str | None, kept: int = 256) -> None:
@@ -71,20 +74,26 @@ class Shards:
         self._headers: Kept[int, Header] = Kept(self._read_header, 8 * kept)
 
     def jpegs(self, samples: Ints) -> list[bytes]:
-        """The pictures' files of `samples`.
+        """The pictures' files of `samples`, ascending.
 
         Raises:
             UserError: a tar is missing, or shorter than its metadata say.
         """
-        found = [b""] * len(samples)
-        for number, places, rows in self._by_shard(samples):
+        found = []
+        for number, _, rows in self._by_shard(samples):
             ref, index = self.refs[number], self._indices(number)
             offsets, lengths = index.jpg_offset[rows], index.jpg_length[rows]
-            for part, data in _read(schema.tar_path(ref.root, ref.shard), offsets, lengths):
-                starts = (offsets[part] - offsets[part.start]).tolist()
-                ends = (offsets[part] - offsets[part.start] + lengths[part]).tolist()
-                for place, start, end in zip(places[part].tolist(), starts, ends, strict=True):
-                    found[place] = data[start:end]
+            with _reading(schema.tar_path(ref.root, ref.shard)) as read:
+                for first, last in _spans(offsets, offsets + lengths):
+                    begin, end = int(offsets[first]), int(offsets[last - 1] + lengths[last - 1])
+                    data = np.empty(end - begin, np.uint8).data
+                    read(begin, data)
+                    starts = (offsets[first:last] - begin).tolist()
+                    sizes = lengths[first:last].tolist()
+                    found += [
+                        bytes(data[start : start + size])
+                        for start, size in zip(starts, sizes, strict=True)
+                    ]
         return found
 
     def name(self, sample: int) -> str:
@@ -94,42 +103,59 @@ class Shards:
         return f"{schema.tar_path(ref.root, ref.shard)}: {key}.jpg"
 
     def captions(self, samples: Ints) -> list[str]:
-        """The captions of `samples`."""
-        found = [""] * len(samples)
-        for number, places, rows in self._by_shard(samples):
-            texts = self._indices(number).captions.take(pa.array(rows)).to_pylist()
-            for place, text in zip(places.tolist(), texts, strict=True):
-                found[place] = text
+        """The captions of `samples`, ascending."""
+        found: list[str] = []
+        for number, _, rows in self._by_shard(samples):
+            found += self._indices(number).captions.take(pa.array(rows)).to_pylist()
         return found
 
     def embeddings(self, samples: Ints) -> tuple[Halves, Halves]:
-        """Image and text embeddings of `samples`, fp16 [n, D] each, as stored."""
-        return self._vectors(samples, 0), self._vectors(samples, 1)
+        """Image and text embeddings of `samples`, ascending: fp16 [n, D] each, as stored.
+
+        Raises:
+            UserError: a file is missing, or is not what it should be.
+        """
+        found = [np.empty((len(samples), self.dim()), np.float16) for _ in range(2)]
+        for number, part, rows in self._by_shard(samples):
+            for kind in range(2):
+                self._read_rows(number, kind, rows, found[kind][part])
+        return found[0], found[1]
 
     def dim(self) -> int:
         """The embeddings' width."""
         return self._headers(0).dim
 
-    def _by_shard(self, samples: Ints) -> Iterator[tuple[int, Ints, Ints]]:
-        """Numbers of shards, the places in `samples` that are theirs, and rows, ascending."""
-        order = np.argsort(samples, kind="stable")
-        numbers = np.searchsorted(self.starts, samples[order], side="right") - 1
-        edges = np.flatnonzero(np.diff(numbers)) + 1
-        for places in np.split(order, edges) if len(order) else ():
-            number = int(np.searchsorted(self.starts, samples[places[0]], side="right")) - 1
-            rows = samples[places] - self.starts[number]
-            picked = self.refs[number].picked
-            yield number, places, rows if picked is None else picked[rows]
+    def _by_shard(self, samples: Ints) -> Iterator[tuple[int, slice, Ints]]:
+        """Numbers of shards, which of `samples` are theirs, and those rows, ascending.
 
-    def _vectors(self, samples: Ints, kind: int) -> Halves:
-        result = np.empty((len(samples), self.dim()), np.float16)
-        for number, places, rows in self._by_shard(samples):
-            header, path = self._headers(2 * number + kind), self._embedding_path(number, kind)
-            size = 2 * header.dim
-            for part, data in _read(path, header.offset + rows * size, np.full(len(rows), size)):
-                read = np.frombuffer(data, "<f2").reshape(-1, header.dim)
-                result[places[part]] = read[evenly(rows[part] - rows[part.start])]
-        return result
+        Raises:
+            ValueError: `samples` do not ascend, or one comes twice.
+        """
+        if (samples[1:] <= samples[:-1]).any():
+            raise ValueError("samples: expected ascending numbers, each once")
+        first = 0
+        while first < len(samples):
+            number = bisect_right(self.starts, samples[first]) - 1
+            last = bisect_left(samples, self.starts[number + 1], first)
+            rows = samples[first:last] - self.starts[number]
+            picked = self.refs[number].picked
+            yield number, slice(first, last), rows if picked is None else picked[rows]
+            first = last
+
+    def _read_rows(self, number: int, kind: int, rows: Ints, into: Halves) -> None:
+        """Rows of one file; those that lie side by side come where they belong without a copy."""
+        header = self._headers(2 * number + kind)
+        size = 2 * header.dim
+        with _reading(self._embedding_path(number, kind)) as read:
+            for first, last in _spans(size * rows, size * (rows + 1)):
+                part, begin = into[first:last], header.offset + int(rows[first]) * size
+                count = int(rows[last - 1] - rows[first]) + 1
+                if count == last - first:
+                    read(begin, part.data.cast("B"))
+                    continue
+                around = np.empty((count, header.dim), np.float16)
+                read(begin, around.data.cast("B"))
+                part[:] = around[rows[first:last] - rows[first]]
 
     def _embedding_path(self, number: int, kind: int) -> Place:
         ref = self.refs[number]
@@ -207,42 +233,30 @@ def _selected(root: Place, sizes: Sequence[int], selection: str) -> Iterator[Sha
             yield ShardRef(root, shard, size, None if len(picked) == size else picked)
 
 
-def _read(path: Place, offsets: Ints, lengths: Ints) -> Iterator[tuple[slice, bytes]]:
-    """Ranges of a file (ascending) in as few reads as is sensible: which of them, and their bytes.
+@contextmanager
+def _reading(path: Place) -> Iterator[Callable[[int, memoryview], None]]:
+    """Gives what fills a buffer from an offset of a file.
 
     Raises:
         UserError: the file is missing, or ends early.
     """
+
+    def read(offset: int, buffer: memoryview) -> None:
+        if part.into(offset, buffer) < len(buffer):
+            raise UserError(f"{path}: ends early; verify the data")
+
     try:
         with parts_of(path, 0) as part:
-            for first, last in _spans(offsets, lengths):
-                begin, end = int(offsets[first]), int(offsets[last - 1] + lengths[last - 1])
-                data = part(begin, end - begin)
-                if len(data) < end - begin:
-                    raise UserError(f"{path}: ends early; verify the data")
-                yield slice(first, last), data
+            yield read
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or one_line(error)}") from error
 
 
-def evenly(numbers: Ints) -> slice | Ints:
-    """The same numbers as a slice where they are evenly spaced: rows are copied in one go then."""
-    steps = np.diff(numbers)
-    step = int(steps[0]) if len(steps) else 1
-    if step <= 0 or (steps != step).any() or not len(numbers):
-        return numbers
-    return slice(int(numbers[0]), int(numbers[-1]) + 1, step)
-
-
-def _spans(offsets: Ints, lengths: Ints) -> Iterator[tuple[int, int]]:
-    """Neighbours that are read together, as [first, last) indices."""
-    ends = offsets + lengths
-    first = 0
-    for last in range(1, len(offsets) + 1):
-        if (
-            last == len(offsets)
-            or offsets[last] - ends[last - 1] > _GAP
-            or ends[last] - offsets[first] > _SPAN
-        ):
-            yield first, last
-            first = last
+def _spans(begins: Ints, ends: Ints) -> Iterator[tuple[int, int]]:
+    """Neighbours that are read together, as [first, last) indices; `begins` and `ends` ascend."""
+    edges = np.flatnonzero(begins[1:] - ends[:-1] > _GAP) + 1
+    for first, last in pairwise([0, *edges.tolist(), len(begins)]):
+        while first < last:
+            until = max(bisect_right(ends, begins[first] + _SPAN, first, last), first + 1)
+            yield first, until
+            first = until
