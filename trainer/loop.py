@@ -110,7 +110,7 @@ def _finished(config: AnyTrainConfig) -> TrainResult | None:
     if checkpoint is None or checkpoint.manifest.samples < config.train.samples:
         return None
     facts = run_facts(config, Catalogue(config.data, config.seed))
-    require_same_run(facts, checkpoint.manifest.facts, config.out)
+    require_same_run(facts, checkpoint.manifest.facts, config)
     adopt(config.out, checkpoint.folder, ranks, Retention.of(config.train), _warn)
     return _result(config, checkpoint.state(), checkpoint.manifest.samples)
 

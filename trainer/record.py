@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from base.clip_reference import find_weights
 from base.config import dump_config, fingerprint
@@ -30,6 +31,9 @@ from trainer.loader.catalogue import Catalogue
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+
+_SHUFFLE = ("streams", "shuffle_block", "shuffle_run", "shuffle_buffer")
+_DATA = ("embeddings", "weights", "selection", *_SHUFFLE, "paths")  # what may make data differ
 
 _PACKAGES = (
     "unclip",
@@ -50,7 +54,7 @@ def run_facts(config: AnyTrainConfig, catalogue: Catalogue) -> dict[str, Any]:
         None if data.selection is None else read_selection(root, data.selection).to_json()
         for root in catalogue.roots
     ]
-    shuffle = [data.streams, data.shuffle_block, data.shuffle_run, data.shuffle_buffer]
+    shuffle = [getattr(data, name) for name in _SHUFFLE]
     order = [data.embeddings, data.weights, selections, shuffle]
     return {
         "stage": config.stage,
@@ -63,14 +67,17 @@ def run_facts(config: AnyTrainConfig, catalogue: Catalogue) -> dict[str, Any]:
     }
 
 
-def require_same_run(facts: Mapping[str, Any], earlier: Mapping[str, Any], out: Path) -> None:
+def require_same_run(
+    facts: Mapping[str, Any], earlier: Mapping[str, Any], config: AnyTrainConfig
+) -> None:
     """Refuse to continue a run with what it was not begun with.
 
     Weights to begin with need not be named again.
 
     Raises:
-        UserError: names the first section that differs.
+        UserError: names the first section that differs, and the setting where it is one.
     """
+    out = config.out
     differing = [name for name in IDENTITY if facts[name] != earlier.get(name)]
     # A DATASET that had no embeddings yet may have been given some since.
     embedded = zip(earlier.get("clips", ()), facts["clips"], strict=False)
@@ -78,8 +85,7 @@ def require_same_run(facts: Mapping[str, Any], earlier: Mapping[str, Any], out: 
         differing.append("data")
     if differing:
         raise UserError(
-            f"{differing[0]}: differs from the run that was begun in {out}; "
-            "go back to its config.yaml, or choose another `out`"
+            f"{_difference(config, differing[0])}; go back to its {CONFIG}, or choose another `out`"
         )
     asked, begun = facts.get("init_from"), earlier.get("init_from")
     if asked not in (None, begun):
@@ -87,6 +93,32 @@ def require_same_run(facts: Mapping[str, Any], earlier: Mapping[str, Any], out: 
             f"init_from: got {asked}, but the run in {out} was begun with "
             f"{begun or 'random weights'}; leave it out, or choose another `out`"
         )
+
+
+def _difference(config: AnyTrainConfig, section: str) -> str:
+    """What of a section is not as in the run's own config.yaml; else the data themselves are."""
+    try:
+        before = yaml.safe_load((config.out / CONFIG).read_text())[section]
+        now = yaml.safe_load(dump_config(config))[section]
+        if section == "data":
+            before, now = ({name: part[name] for name in _DATA} for part in (before, now))
+        differing = _first_difference(before, now, section)
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        differing = None
+    if differing is None:
+        return f"{section}: differs from the run that was begun in {config.out}"
+    name, old, new = differing
+    return f"{name}: got {new!r}, but the run in {config.out} was begun with {old!r}"
+
+
+def _first_difference(before: Any, now: Any, name: str) -> tuple[str, Any, Any] | None:
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return None if before == now else (name, before, now)
+    for key in {**before, **now}:
+        found = _first_difference(before.get(key), now.get(key), f"{name}.{key}")
+        if found is not None:
+            return found
+    return None
 
 
 def require_fitting_data(

@@ -145,7 +145,7 @@ class Session:
             tensor.copy_(weights.part(name, 0, tensor.numel()).view(tensor.shape))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        require_same_run(self.facts, checkpoint.manifest.facts, self.config.out)
+        require_same_run(self.facts, checkpoint.manifest.facts, self.config)
         _require_shapes(_shapes(self.engine.flats()), checkpoint.manifest)
         _require_averages(self.ema.kinds, checkpoint.manifest)
         earlier, begun = checkpoint.manifest.facts, ("init_from", "begun_with")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toy
 
 from base.errors import UserError
 from trainer.record import require_same_run
@@ -19,7 +20,7 @@ FACTS: dict[str, Any] = {
 
 def refusal(facts: dict[str, Any], earlier: dict[str, Any]) -> str | None:
     try:
-        require_same_run(facts, earlier, Path("run"))
+        require_same_run(facts, earlier, toy.toy_config(Path("data"), Path("run")))
     except UserError as error:
         return str(error)
     return None

@@ -214,26 +214,31 @@ def test_no_whole_checkpoint_is_never_a_fresh_start(dataset: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("section", "value", "name"),
+    ("section", "value", "told"),
     [
-        ("model", {"width": 25}, "model"),
-        ("seed", 4, "seed"),
-        ("data", {"shuffle_block": 3}, "data"),
+        ("model", {"width": 25}, r"model\.width: got 25, but the run in .*/run was begun with 24;"),
+        ("seed", 4, "seed: got 4, but the run in .*/run was begun with 3;"),
+        ("data", {"shuffle_block": 3}, r"data\.shuffle_block: got 3, but .* begun with 2;"),
     ],
 )
 def test_another_run_is_refused(
-    dataset: Path, tmp_path: Path, section: str, value: Any, name: str
+    dataset: Path, tmp_path: Path, section: str, value: Any, told: str
 ) -> None:
     train(toy.toy_config(dataset, tmp_path / "run", train={"samples": 24}))
-    with pytest.raises(UserError, match=f"^{name}: differs from the run"):
+    with pytest.raises(UserError, match=f"^{told} go back to its config.yaml"):
         train(toy.toy_config(dataset, tmp_path / "run", **{section: value}))
 
 
-def test_another_data_set_is_refused(dataset: Path, tmp_path: Path) -> None:
+def test_another_data_set_is_refused(tmp_path: Path) -> None:
+    dataset = toy.write_dataset(tmp_path / "one", [32])
     train(toy.toy_config(dataset, tmp_path / "run", train={"samples": 24}))
     other = toy.write_dataset(tmp_path / "other", [32], seed=9)
-    with pytest.raises(UserError, match=r"^data: differs"):
+    with pytest.raises(UserError, match=r"^data\.paths: got .*other.*, but the run in"):
         train(toy.toy_config(other, tmp_path / "run"))
+    shutil.move(dataset, tmp_path / "moved")
+    shutil.move(other, dataset)
+    with pytest.raises(UserError, match=r"^data: differs from the run that was begun in"):
+        train(toy.toy_config(dataset, tmp_path / "run", data={"cache": "ram"}))
 
 
 @pytest.mark.parametrize("engine", ["local", "deepspeed"])
