@@ -36,7 +36,7 @@ _KINDS = st.sampled_from(["noise", "extremes", "flat", "stripes", "smooth"])
 _SIDES = st.one_of(st.integers(1, 90), st.sampled_from([32, 64, 256, 320, 639, 640, 641, 700]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32), _SIDES, _SIDES, _KINDS)
 def test_equals_imagehash(seed: int, height: int, width: int, kind: str) -> None:
     pixels = _picture(seed, height, width, kind)

@@ -55,7 +55,7 @@ def test_scenes_stay_what_they_were(split: Split, golden: str) -> None:
 
 
 @given(seeds, indices, splits)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_splits_keep_their_promise(seed: int, index: int, split: Split) -> None:
     drawn, caption = scene(seed, index, split)
     assert (drawn, caption) == scene(seed, index, split)
@@ -66,7 +66,7 @@ def test_splits_keep_their_promise(seed: int, index: int, split: Split) -> None:
 
 
 @given(seeds, indices, splits)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_objects_lie_inside_apart_and_as_related(seed: int, index: int, split: Split) -> None:
     drawn, _ = scene(seed, index, split)
     boxes = []
@@ -89,7 +89,7 @@ def test_objects_lie_inside_apart_and_as_related(seed: int, index: int, split: S
 
 
 @given(seeds, indices, splits)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_captions_name_the_truth(seed: int, index: int, split: Split) -> None:
     drawn, caption = scene(seed, index, split)
     assert caption in all_captions(drawn)

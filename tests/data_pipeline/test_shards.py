@@ -22,7 +22,7 @@ from data_pipeline.shards import (
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.binary(max_size=1500), min_size=1, max_size=8))
 def test_tarfile_reads_what_was_written_at_the_offsets_told(
     tmp_path_factory: pytest.TempPathFactory, members: list[bytes]

@@ -304,7 +304,7 @@ def test_tars_group_adjacent_members_at_the_first_dot(tmp_path: Path) -> None:
 
 
 @given(st.floats(0.05, 1.0))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_tar_cut_anywhere_keeps_what_is_whole(
     tmp_path_factory: pytest.TempPathFactory, share: float
 ) -> None:
@@ -380,7 +380,7 @@ def test_folders_of_tars_or_tables_are_taken_in_order(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 30), st.integers(1, 30), st.integers(1, 7))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_table_rows_reads_any_range(
     tmp_path_factory: pytest.TempPathFactory, first: int, count: int, group: int
 ) -> None:

@@ -111,7 +111,7 @@ def test_values_of_several_types_and_lists(tmp_path: Path) -> None:
     assert rows[2].extra == {"n": None, "tags": None, "odd": None, "late": True}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_rows_or_one_clear_line(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -30,7 +30,7 @@ def test_philox_gives_the_published_answers(counter, key, expected):
     assert " ".join(f"{int(word):08x}" for word in words) == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(POSITIONS, st.integers(0, 2**64 - 1), st.integers(1, 9))
 def test_a_sample_draws_the_same_alone_and_in_any_batch(positions, seed, width):
     together = SampleRandom(seed, torch.tensor(positions))
