@@ -73,9 +73,13 @@ def quiet(data: Path, out: Path, samples: int, log: Path) -> float:
 
 
 def disturbed(
-    data: Path, out: Path, samples: int, log: Path, seed: int, gap: float
+    data: Path, out: Path, samples: int, log: Path, seed: int, gap: float, minutes: float
 ) -> tuple[list[Fault], Counter[int], float]:
-    """Train under faults, one about every `gap` seconds; what came, exit codes, seconds."""
+    """Train under faults, one about every `gap` seconds for some minutes, and then in peace.
+
+    What came, exit codes, seconds. Without an end of the faults a slow machine, which takes longer
+    to start than faults take to come, would never be done.
+    """
     chance, begun, faults, codes = random.Random(seed), time.monotonic(), [], Counter[int]()
 
     def note(kind: str, what: str | None) -> None:
@@ -90,8 +94,9 @@ def disturbed(
             )
             launcher = psutil.Process(process.pid)
             while process.poll() is None:
+                disturbing = time.monotonic() - begun < 60 * minutes
                 try:
-                    process.wait(chance.uniform(0.2, 1.8) * gap)
+                    process.wait(chance.uniform(0.2, 1.8) * gap if disturbing else None)
                 except subprocess.TimeoutExpired:
                     kind = chance.choice(list(RUNNING))
                     try:
@@ -129,13 +134,13 @@ def page(options: argparse.Namespace, found: dict[str, Any]) -> str:
         "# A training run under faults",
         "",
         "The prior of `configs/micro`, two ranks, DeepSpeed ZeRO 1 over gloo, a reading process",
-        f"each, {options.samples:,} samples; once in peace, and once with faults from a seed: the",
-        "same command was given again after every end, until it said that it was done. This page",
-        "was written by",
+        f"each, {options.samples:,} samples; once in peace, and once with faults from a seed in",
+        f"its first {options.minutes:g} minutes: the same command was given again after every end,",
+        "until it said that it was done. This page was written by",
         "",
         "```text",
         f"python -m benchmarks.training_soak --samples {options.samples} --seed {options.seed} "
-        f"--gap {options.gap:g}",
+        f"--gap {options.gap:g} --minutes {options.minutes:g}",
         "```",
         "",
         f"on {day}, Python {platform.python_version()}, {told}, two cores.",
@@ -161,8 +166,9 @@ def page(options: argparse.Namespace, found: dict[str, Any]) -> str:
 def main() -> int:
     """Print what happens; 1 when the two runs differ."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=480_000, help="of each run")
-    parser.add_argument("--gap", type=float, default=8.0, help="seconds between faults, mean")
+    parser.add_argument("--samples", type=int, default=720_000, help="of each run")
+    parser.add_argument("--gap", type=float, default=16.0, help="seconds between faults, mean")
+    parser.add_argument("--minutes", type=float, default=30.0, help="during which faults come")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/training-soak"))
     parser.add_argument("--report", type=Path, default=None, help="write the page here")
@@ -181,7 +187,8 @@ def main() -> int:
     found["quiet"] = read_json(done)
     print(f"{found['quiet']:7.0f} s  the quiet run", flush=True)
     found["faults"], found["codes"], found["seconds"] = disturbed(
-        out / "data", out / "faults", options.samples, out / "faults.log", options.seed, options.gap
+        *(out / "data", out / "faults", options.samples, out / "faults.log"),
+        *(options.seed, options.gap, options.minutes),
     )
     found["curve"] = curve(out / "quiet") == curve(out / "faults")
     found["bytes"] = tensors(out / "quiet") == tensors(out / "faults")
