@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +13,29 @@ from .schedules import Schedule, alphas_cumprod
 Parameterisation = Literal["epsilon", "x0", "v"]
 
 
+class Estimate(NamedTuple):
+    """What a network says of x_t, in fp32, each [B, …].
+
+    `x0` is its estimate of x_0. `fraction`, of networks that learn their variance, is where
+    log σ² lies between log β̃ (0) and log β (1): Nichol & Dhariwal 2021, eq. 15. As there it is not
+    held to [0, 1]; training keeps it near.
+    """
+
+    x0: Tensor
+    fraction: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Schedule, number of training steps T, and what the network predicts."""
+    """Schedule, number of training steps T, and what the network predicts.
+
+    With `learned_variance` its output has twice the channels: the second half is the variance's.
+    """
 
     schedule: Schedule = "cosine"
     steps: int = 1000
     predicts: Parameterisation = "epsilon"
+    learned_variance: bool = False
 
 
 class Diffusion:
@@ -72,6 +88,29 @@ class Diffusion:
                 return output
             case "v":
                 return a * x_t - s * output
+
+    def estimate(self, output: Tensor, x_t: Tensor, t: Tensor) -> Estimate:
+        """The network's raw output, [B, C, …] or with learned variance [B, 2C, …], taken apart."""
+        mean, spread = self.halves(output, x_t)
+        fraction = None if spread is None else (spread.float() + 1) / 2
+        return Estimate(self.x0_from(mean, x_t, t), fraction)
+
+    def halves(self, output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What `output` predicts, and its second half, in [-1, 1], where variance is learned.
+
+        Raises:
+            ValueError: the network has other channels than that.
+        """
+        wanted = x_t.shape[1] * (2 if self.config.learned_variance else 1)
+        if output.shape[1] != wanted:
+            raise ValueError(
+                f"out_channels: got {output.shape[1]}, expected {wanted}"
+                f" with learned_variance {self.config.learned_variance}"
+            )
+        if not self.config.learned_variance:
+            return output, None
+        mean, spread = output.chunk(2, dim=1)
+        return mean, spread
 
     def epsilon_from(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The noise that leads from x_0 to x_t."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .guidance import Denoiser
+from .denoiser import Denoiser
 from .process import Diffusion
 
 StepNoise = Callable[[int], Tensor]
@@ -32,7 +32,7 @@ def ddim(
     alphas = [float(diffusion.alphas[t]) for t in timesteps] + [1.0]
     for i, t in enumerate(timesteps):
         batch_t = torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
-        x0 = denoise(x, batch_t)
+        x0 = denoise(x, batch_t).x0
         if i == len(timesteps) - 1:
             return x0
         now, then = alphas[i], alphas[i + 1]
@@ -58,7 +58,7 @@ def ancestral(
     alphas = [float(diffusion.alphas[t]) for t in timesteps] + [1.0]
     for i, t in enumerate(timesteps):
         batch_t = torch.full((x.shape[0],), t, dtype=torch.int64, device=x.device)
-        x0 = denoise(x, batch_t)
+        x0 = denoise(x, batch_t).x0
         if i == len(timesteps) - 1:
             return x0
         now, then = alphas[i], alphas[i + 1]

@@ -7,13 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.diffusion.degradations import enlarge
-from trainer.diffusion.guidance import (
-    Denoiser,
-    clipped,
-    denoiser,
-    dynamically_thresholded,
-    guided_denoiser,
-)
+from trainer.diffusion.denoiser import Denoiser, denoiser
+from trainer.diffusion.guidance import guided_denoiser
+from trainer.diffusion.thresholds import clipped, dynamically_thresholded
 from trainer.models.clip import TextEncoder, TextStates
 from trainer.rng import SampleRandom
 

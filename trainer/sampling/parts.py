@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from base.errors import UserError
 from trainer.config import AnyTrainConfig, Precision
-from trainer.diffusion.guidance import Denoiser
+from trainer.diffusion.denoiser import Denoiser
 from trainer.diffusion.process import Diffusion
 from trainer.diffusion.samplers import ancestral, ddim
 from trainer.diffusion.schedules import spaced_timesteps

@@ -78,3 +78,23 @@ def test_the_error_is_taken_in_fp32():
     error = mean_squared_error(output, torch.full((2, 1000), 1.001))
     assert error.dtype == torch.float32
     torch.testing.assert_close(error, torch.full((2,), 1e-6), rtol=1e-3, atol=0)
+
+
+def test_a_learned_variance_is_the_second_half_of_the_channels():
+    """A fresh network's 0 is the middle of the range."""
+    diffusion = Diffusion(DiffusionConfig(predicts="x0", learned_variance=True))
+    output = torch.cat([torch.full((2, 3, 4, 4), 5.0), torch.zeros(2, 3, 4, 4)], dim=1).half()
+    found = diffusion.estimate(output, torch.zeros(2, 3, 4, 4), torch.tensor([3, 9]))
+    assert found.fraction is not None
+    assert found.x0.dtype == found.fraction.dtype == torch.float32
+    assert (found.x0 == 5).all()
+    assert (found.fraction == 0.5).all()
+
+
+@pytest.mark.parametrize(("learned", "channels"), [(True, 3), (False, 6)])
+def test_a_network_with_other_channels_is_refused(learned, channels):
+    diffusion = Diffusion(DiffusionConfig(learned_variance=learned))
+    with pytest.raises(ValueError, match=f"out_channels: got {channels}, expected {9 - channels} "):
+        diffusion.estimate(
+            torch.zeros(1, channels, 2, 2), torch.zeros(1, 3, 2, 2), torch.tensor([1])
+        )

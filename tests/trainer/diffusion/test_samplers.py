@@ -4,15 +4,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from trainer.diffusion.guidance import (
-    clipped,
-    denoiser,
-    dynamically_thresholded,
-    guided_denoiser,
-)
-from trainer.diffusion.process import Diffusion, DiffusionConfig
+from trainer.diffusion.denoiser import denoiser
+from trainer.diffusion.process import Diffusion, DiffusionConfig, Estimate
 from trainer.diffusion.samplers import ancestral, ddim
 from trainer.diffusion.schedules import spaced_timesteps
+from trainer.diffusion.thresholds import clipped
 from trainer.rng import SampleRandom
 
 MEAN, DEVIATION = 0.4, 0.3
@@ -29,7 +25,7 @@ def gaussian_denoiser(diffusion: Diffusion):
     def estimate(x, t):
         a, s = diffusion.levels(t, x)
         gain = a * DEVIATION**2 / (a**2 * DEVIATION**2 + s**2)
-        return MEAN + gain * (x - a * MEAN)
+        return Estimate(MEAN + gain * (x - a * MEAN))
 
     return estimate
 
@@ -113,7 +109,7 @@ def test_ancestral_is_diffusers_ddpm(diffusion):
 
 def test_one_step_is_the_denoisers_word(diffusion):
     x, _ = noise(diffusion, 4)
-    expected = gaussian_denoiser(diffusion)(x, torch.full((4,), 999))
+    expected = gaussian_denoiser(diffusion)(x, torch.full((4,), 999)).x0
     assert torch.equal(ddim(gaussian_denoiser(diffusion), diffusion, x, [999]), expected)
 
 
@@ -124,39 +120,3 @@ def test_what_cannot_be_sampled_is_refused(diffusion):
     for sampler in (ddim, lambda *a: ancestral(*a, step_noise)):
         with pytest.raises(ValueError, match="expected at least one"):
             sampler(gaussian_denoiser(diffusion), diffusion, x, [])
-
-
-def test_guidance_zero_is_null_one_is_conditional_and_it_is_linear(diffusion):
-    condition = torch.cat([torch.full((2, 1, 1, 1), 0.5), torch.zeros(2, 1, 1, 1)])
-
-    def conditional_network(x, t):
-        return network(x, t) + condition[: len(x)]
-
-    x, t = torch.randn(2, 3, 4, 4), torch.tensor([10, 500])
-    alone = {
-        value: denoiser(diffusion, lambda x, t, v=value: network(x, t) + v)(x, t)
-        for value in (0.5, 0.0)
-    }
-    for scale, expected in (
-        (0.0, alone[0.0]),
-        (1.0, alone[0.5]),
-        (3.0, alone[0.0] + 3 * (alone[0.5] - alone[0.0])),
-    ):
-        guided = guided_denoiser(diffusion, conditional_network, scale)(x, t)
-        torch.testing.assert_close(guided, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_thresholds():
-    wide = torch.linspace(-4, 4, 1000).view(1, 1, 10, 100)
-    narrow = wide / 8
-
-    def same(x, t):
-        return x
-
-    t = torch.zeros(1, dtype=torch.int64)
-    assert clipped(same)(wide, t).abs().max() == 1
-    dynamic = dynamically_thresholded(same, 0.9)
-    assert dynamic(wide, t).abs().max() == 1
-    assert torch.equal(dynamic(narrow, t), narrow)  # in range already: not stretched
-    inner = dynamic(wide, t)[0, 0, 5, 0]
-    torch.testing.assert_close(inner, wide[0, 0, 5, 0] / torch.quantile(wide.abs(), 0.9))
