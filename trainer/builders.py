@@ -64,13 +64,25 @@ def build_prior(config: AnyTrainConfig, device: torch.device) -> Parts:
 
 def build_decoder(config: AnyTrainConfig, device: torch.device) -> Parts:
     """The decoder over a frozen CLIP's captions and image embeddings."""
+    _require_channels(config)
     text = _text_encoder(config, device)
     return Parts(Decoder(config.model), DecoderObjective(config.objective, text))
 
 
 def build_upsampler(config: AnyTrainConfig, device: torch.device) -> Parts:
     """An upsampler; it knows no caption."""
+    _require_channels(config)
     return Parts(Upsampler(config.model), UpsamplerObjective(config.objective))
+
+
+def _require_channels(config: AnyTrainConfig) -> None:
+    """The network gives a picture, and twice its channels where variance is learned."""
+    learned, got = config.objective.diffusion.learned_variance, config.model.unet.out_channels
+    if got != (6 if learned else 3):
+        raise UserError(
+            f"model.unet.out_channels: got {got}, expected {6 if learned else 3}"
+            f" with objective.diffusion.learned_variance: {str(learned).lower()}"
+        )
 
 
 def export_clip(run: Path, config: AnyTrainConfig) -> None:

@@ -38,6 +38,16 @@ def alphas_cumprod(schedule: Schedule, steps: int) -> Tensor:
     return {"cosine": cosine_alphas, "linear": linear_alphas}[schedule](steps)
 
 
+def zero_terminal_snr(alphas: Tensor) -> Tensor:
+    """ᾱ shifted and scaled so that the last one is 0 and the first stays (Lin et al. 2023, alg. 1).
+
+    √ᾱ is what is moved. With it the noisiest x_t is noise alone, as sampling takes it to be.
+    """
+    signal = alphas.sqrt()
+    first, last = signal[0].clone(), signal[-1].clone()
+    return ((signal - last) * (first / (first - last))) ** 2
+
+
 def spaced_timesteps(total: int, steps: int) -> list[int]:
     """`steps` of the `total` timesteps, evenly spaced, noisiest first, both ends included.
 

@@ -1,14 +1,19 @@
 """Schedules, the forward process and its parameterisations."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from base.errors import UserError
 from trainer.diffusion.process import Diffusion, DiffusionConfig, mean_squared_error
-from trainer.diffusion.schedules import alphas_cumprod, spaced_timesteps
+from trainer.diffusion.schedules import alphas_cumprod, spaced_timesteps, zero_terminal_snr
+from trainer.stages import load_train_config
 
 
 @pytest.mark.parametrize(
@@ -98,3 +103,34 @@ def test_a_network_with_other_channels_is_refused(learned, channels):
         diffusion.estimate(
             torch.zeros(1, channels, 2, 2), torch.zeros(1, 3, 2, 2), torch.tensor([1])
         )
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_zero_terminal_snr_is_that_of_diffusers(schedule):
+    plain = alphas_cumprod(schedule, 1000)
+    ours = zero_terminal_snr(plain)
+    betas = 1 - plain / torch.cat([torch.ones(1, dtype=torch.float64), plain[:-1]])
+    theirs = torch.cumprod(1 - rescale_zero_terminal_snr(betas), dim=0)
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-9)
+    assert ours[-1] == 0
+    assert ours[0] == pytest.approx(plain[0].item(), abs=1e-15)
+
+
+@pytest.mark.parametrize("predicts", ["x0", "v"])
+def test_with_zero_terminal_snr_x_t_is_noise_and_x0_can_still_be_told(predicts):
+    diffusion = Diffusion(DiffusionConfig(predicts=predicts, zero_terminal_snr=True))
+    x0, noise, t = torch.randn(2, 5), torch.randn(2, 5), torch.full((2,), 999)
+    assert torch.equal(diffusion.add_noise(x0, t, noise), noise)
+    output = diffusion.target(x0, t, noise)
+    torch.testing.assert_close(diffusion.x0_from(output, noise, t), x0)
+
+
+def test_zero_terminal_snr_is_refused_where_epsilon_is_predicted(tmp_path):
+    with pytest.raises(ValueError, match="zero_terminal_snr: got true with predicts epsilon"):
+        DiffusionConfig(zero_terminal_snr=True)
+    config = Path(__file__).parents[3] / "configs" / "micro" / "decoder.yaml"
+    more = ["objective.diffusion.predicts=epsilon", "objective.diffusion.zero_terminal_snr=true"]
+    with pytest.raises(UserError) as caught:
+        load_train_config(config, more)
+    assert "zero_terminal_snr: got true with predicts epsilon" in str(caught.value)
+    assert "\n" not in str(caught.value)
