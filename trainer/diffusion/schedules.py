@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Schedule = Literal["cosine", "linear"]
+Spacing = Literal["even", "trailing"]
 _MAX_BETA = 0.999
 
 
@@ -48,13 +49,18 @@ def zero_terminal_snr(alphas: Tensor) -> Tensor:
     return ((signal - last) * (first / (first - last))) ** 2
 
 
-def spaced_timesteps(total: int, steps: int) -> list[int]:
-    """`steps` of the `total` timesteps, evenly spaced, noisiest first, both ends included.
+def spaced_timesteps(total: int, steps: int, spacing: Spacing = "even") -> list[int]:
+    """`steps` of the `total` timesteps, noisiest first.
+
+    `even`: both ends included. `trailing` (Lin et al. 2023, table 2): the noisiest included, and as
+    far between the cleanest and x_0 as between any two.
 
     Raises ValueError when more steps are asked for than there are.
     """
     if not 1 <= steps <= total:
         raise ValueError(f"steps: got {steps}, expected 1 to {total}")
+    if spacing == "trailing":
+        return [round(total - i * total / steps) - 1 for i in range(steps)]
     if steps == 1:
         return [total - 1]
     return [round(i * (total - 1) / (steps - 1)) for i in reversed(range(steps))]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +45,13 @@ def test_spaced_timesteps_are_distinct_and_hold_both_ends(pair):
     if steps > 1:
         assert chosen[-1] == 0
         assert np.ptp(np.diff(chosen)) <= 1
+
+
+@pytest.mark.parametrize("steps", [1, 7, 10, 50, 64, 999, 1000])
+def test_trailing_timesteps_are_those_of_diffusers(steps):
+    scheduler = DDIMScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    assert spaced_timesteps(1000, steps, "trailing") == scheduler.timesteps.tolist()
 
 
 @pytest.mark.parametrize("steps", [0, 11])
