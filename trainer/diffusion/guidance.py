@@ -26,8 +26,8 @@ def guided_denoiser(
 
     `interval`: σ = √((1 - ᾱ) / ᾱ) above the first and up to the second number is guided, and no
     other (Kynkäänniemi et al. 2024); where no sample is, `network` is called on the first half of
-    its conditions alone. `rescale`: φ of Lin et al. 2023, section 3.4: so far the guided x_0 gets back
-    the deviation of the conditional one.
+    its conditions alone. `rescale`: φ of Lin et al. 2023, section 3.4: so far the guided x_0 gets
+    back the deviation of the conditional one.
     """
 
     def estimate(x_t: Tensor, t: Tensor) -> Estimate:

@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.diffusion.degradations import enlarge
-from trainer.diffusion.denoiser import Denoiser, denoiser
+from trainer.diffusion.denoiser import Denoiser, Network, denoiser
 from trainer.diffusion.guidance import guided_denoiser
 from trainer.diffusion.thresholds import clipped, dynamically_thresholded
 from trainer.models.clip import TextEncoder, TextStates
 from trainer.rng import SampleRandom
 
-from .config import DecoderPart, PriorPart
+from .config import DecoderPart, GuidedPart, PriorPart
 from .parts import Part
 
 
@@ -41,7 +41,7 @@ def sample_prior(part: Part, text: TextStates, null: TextStates, random: SampleR
     if settings.guidance == 1:
         denoise = denoiser(part.diffusion, network)
     else:
-        denoise = guided_denoiser(part.diffusion, network, settings.guidance)
+        denoise = _guided(part, settings, network)
     shape = (part.config.model.embedding_dim,)
     samples = torch.stack(
         [
@@ -71,20 +71,31 @@ def decode(
     assert isinstance(settings, DecoderPart)
     count = len(image_embedding)
     z_i = objective.embedding_scale * image_embedding
-    both_z = torch.cat([z_i, z_i])
     kept = torch.arange(2 * count, device=z_i.device) < (count if keep_image else 0)
     states, mask = torch.cat([text.states, null.states]), torch.cat([text.mask, null.mask])
+    both = [torch.cat([z_i, z_i]), kept, states, mask]
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        out: Tensor = part.network(x, t, both_z, kept, states, mask)
+        out: Tensor = part.network(x, t, *(condition[: len(x)] for condition in both))
         return out
 
-    denoise = guided_denoiser(part.diffusion, network, settings.guidance)
+    denoise = _guided(part, settings, network)
     limited: Denoiser = (
         clipped(denoise) if settings.threshold == "static" else dynamically_thresholded(denoise)
     )
     side = objective.image_size
     return part.sample(limited, (3, side, side), random, "decoder")
+
+
+def _guided(part: Part, settings: GuidedPart, network: Network) -> Denoiser:
+    """`network` holds its conditions first, then the null ones."""
+    return guided_denoiser(
+        part.diffusion,
+        network,
+        settings.guidance,
+        settings.guidance_interval,
+        settings.guidance_rescale,
+    )
 
 
 @torch.inference_mode()

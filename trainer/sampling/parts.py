@@ -13,8 +13,8 @@ from base.errors import UserError
 from trainer.config import AnyTrainConfig, Precision
 from trainer.diffusion.denoiser import Denoiser
 from trainer.diffusion.process import Diffusion
-from trainer.diffusion.samplers import ancestral, ddim
-from trainer.diffusion.schedules import spaced_timesteps
+from trainer.diffusion.samplers import analytic, ancestral, ddim, dpm_solver, heun
+from trainer.diffusion.schedules import Spacing, spaced_timesteps
 from trainer.engine.base import DTYPES
 from trainer.models.decoder import Decoder
 from trainer.models.prior import DiffusionPrior
@@ -22,9 +22,11 @@ from trainer.models.upsampler import Upsampler
 from trainer.rng import SampleRandom
 from trainer.stages import load_weights
 
+from .analytic import Scores, read_scores
 from .config import PartConfig
 
 _MODELS: dict[str, Any] = {"prior": DiffusionPrior, "decoder": Decoder, "upsampler": Upsampler}
+_NOISE_LIMIT = 2 / 255  # one level of a picture, which the eye does not see (Bao et al. 2022)
 
 
 @dataclass(frozen=True)
@@ -35,28 +37,42 @@ class Part:
     config: AnyTrainConfig
     network: nn.Module
     diffusion: Diffusion
+    scores: Scores | None = None  # for the sampler `analytic`
 
     def sample(
         self, denoise: Denoiser, shape: tuple[int, ...], random: SampleRandom, purpose: str
     ) -> Tensor:
         """From noise of `shape` (without the batch) to a sample, float32 [B, *shape]."""
-        total, settings = self.diffusion.steps, self.settings
-        timesteps = spaced_timesteps(total, min(settings.steps, total))
+        total, settings, diffusion = self.diffusion.steps, self.settings, self.diffusion
+        spacing: Spacing = "trailing" if settings.sampler == "dpm++" else "even"
+        timesteps = spaced_timesteps(total, min(settings.steps, total), spacing)
         start = random.normal(f"{purpose}.start", *shape)
 
         def step_noise(step: int) -> Tensor:
             return random.normal(f"{purpose}.step.{step}", *shape)
 
-        if settings.sampler == "ancestral":
-            return ancestral(denoise, self.diffusion, start, timesteps, step_noise)
-        return ddim(denoise, self.diffusion, start, timesteps, settings.eta, step_noise)
+        match settings.sampler:
+            case "ddim":
+                return ddim(denoise, diffusion, start, timesteps, settings.eta, step_noise)
+            case "ancestral":
+                return ancestral(denoise, diffusion, start, timesteps, step_noise)
+            case "dpm++":
+                return dpm_solver(denoise, diffusion, start, timesteps)
+            case "heun":
+                return heun(denoise, diffusion, start, timesteps)
+            case "analytic":
+                assert self.scores is not None
+                gamma = self.scores.at(timesteps, diffusion)
+                limit = None if self.config.stage == "prior" else _NOISE_LIMIT
+                return analytic(denoise, diffusion, start, timesteps, step_noise, gamma, limit)
 
 
 def load_part(settings: PartConfig, stage: str, device: torch.device, precision: Precision) -> Part:
     """Load a run's averaged (or raw) weights for sampling.
 
     Raises:
-        UserError: no such run or checkpoint, or a run of another stage.
+        UserError: no such run or checkpoint, or a run of another stage; its scores were not
+            measured, and the sampler needs them.
     """
     run = Path(settings.run)
     if not run.is_dir():
@@ -71,4 +87,5 @@ def load_part(settings: PartConfig, stage: str, device: torch.device, precision:
     if missing.missing_keys or missing.unexpected_keys:
         raise UserError(f"{stage}.run: {run}: weights do not fit its config: {missing}")
     network = network.to(device=device, dtype=DTYPES[precision]).eval().requires_grad_(False)
-    return Part(settings, config, network, Diffusion(config.objective.diffusion))
+    scores = read_scores(settings, stage) if settings.sampler == "analytic" else None
+    return Part(settings, config, network, Diffusion(config.objective.diffusion), scores)

@@ -18,12 +18,13 @@ from trainer.models.upsampler import Upsampler, UpsamplerConfig
 from trainer.objectives.decoder import DecoderObjectiveConfig
 from trainer.objectives.prior import PriorObjectiveConfig
 from trainer.objectives.upsampler import UpsamplerObjectiveConfig
+from trainer.sampling.analytic import Scores
 from trainer.sampling.cascade import Cascade
 from trainer.sampling.config import CascadeConfig, DecoderPart, PartConfig, PriorPart
 from trainer.sampling.parts import Part
 
 CPU = torch.device("cpu")
-Sampler = Literal["ddim", "ancestral"]
+Sampler = Literal["ddim", "ancestral", "dpm++", "heun", "analytic"]
 CAPTIONS = ["a red circle", "two words", "a blue square under snow", "", "the last one"]
 CLIP = ClipConfig(
     16, VisionConfig(32, 32, 1, head_width=16), TextConfig(32, 1, 2, context_length=12)
@@ -34,17 +35,18 @@ UNET = UNetConfig(
     context_width=24,
 )  # fmt: skip
 CLEAN = DiffusionConfig(predicts="x0")  # random networks then leave pixels between black and white
+SCORES = Scores("0", "ema", 8, {0: 1.0, 500: 1.0, 999: 1.0})
 UP = UNetConfig(in_channels=6, channels=16, multipliers=(1, 2), blocks=1, scale_shift=False)
 
 
-def part(network: nn.Module, settings: Any, config: Any, objective: Any) -> Part:
+def part(network: nn.Module, settings: Any, config: Any, objective: Any, stage: str) -> Part:
     """A network whose every weight is random: those that begin as zero would hide its inputs."""
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         parameter.data.normal_(0.0, 0.2, generator=generator)
     network = network.eval().requires_grad_(False)
-    told: Any = SimpleNamespace(model=config, objective=objective)
-    return Part(settings, told, network, Diffusion(objective.diffusion))
+    told: Any = SimpleNamespace(stage=stage, model=config, objective=objective)
+    return Part(settings, told, network, Diffusion(objective.diffusion), SCORES)
 
 
 def cascade(sampler: Sampler) -> Cascade:
@@ -61,18 +63,27 @@ def cascade(sampler: Sampler) -> Cascade:
         CascadeConfig(clip="clip", prior=prior, decoder=decoder, upsamplers=(larger,)),
         CPU,
         text,
-        part(DiffusionPrior(PRIOR), prior, PRIOR, PriorObjectiveConfig(diffusion=CLEAN)),
+        part(DiffusionPrior(PRIOR), prior, PRIOR, PriorObjectiveConfig(diffusion=CLEAN), "prior"),
         part(
             Decoder(decoder_config),
             decoder,
             decoder_config,
             DecoderObjectiveConfig(image_size=8, diffusion=CLEAN),
+            "decoder",
         ),
-        (part(Upsampler(UpsamplerConfig(UP)), larger, UpsamplerConfig(UP), up_objective),),
+        (
+            part(
+                Upsampler(UpsamplerConfig(UP)),
+                larger,
+                UpsamplerConfig(UP),
+                up_objective,
+                "upsampler",
+            ),
+        ),
     )
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "dpm++", "heun", "analytic"])
 def test_a_picture_is_the_same_in_any_batch(sampler: Sampler) -> None:
     """Up to the rounding of products of another shape: a level of 255, rarely."""
     model = cascade(sampler)
@@ -103,6 +114,43 @@ def test_a_dropped_embedding_is_not_seen() -> None:
     unseen = [model.decode(z, text, random, keep_image=False) for z in (one, other)]
     assert not torch.allclose(*seen, atol=1e-2)
     assert torch.equal(*unseen)
+
+
+def test_guidance_in_no_interval_is_none() -> None:
+    """And a network is then asked about its first conditions alone."""
+    model = cascade("ddim")
+    text, random = model.captions(CAPTIONS), model.random(0, 0, len(CAPTIONS))
+    z_i = torch.randn(len(CAPTIONS), 16, generator=torch.Generator().manual_seed(0))
+
+    def drawn(**settings: Any) -> torch.Tensor:
+        part = model.decoder.settings.model_copy(update=settings)
+        decoder = dataclasses.replace(model.decoder, settings=part)
+        return dataclasses.replace(model, decoder=decoder).decode(z_i, text, random)
+
+    plain, far = drawn(guidance=1.0), drawn(guidance_interval=(1e9, 2e9))
+    torch.testing.assert_close(far, plain, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(drawn(), plain, atol=1e-2)
+    assert not torch.allclose(drawn(guidance_rescale=1.0), drawn(), atol=1e-2)
+
+
+def test_a_learned_variance_is_sampled() -> None:
+    """The same noise at another size: the network's second half says how much."""
+    drawn = []
+    for spread in (-1.0, 1.0):
+        model = cascade("ancestral")
+        config = DecoderConfig(dataclasses.replace(UNET, out_channels=6), 16, 32)
+        learned = DecoderObjectiveConfig(
+            image_size=8, diffusion=dataclasses.replace(CLEAN, learned_variance=True)
+        )
+        decoder = part(Decoder(config), model.decoder.settings, config, learned, "decoder")
+        last: Any = decoder.network.get_submodule("unet.conv_out")
+        last.weight[3:] = 0.0
+        last.bias[3:] = spread
+        model = dataclasses.replace(model, decoder=decoder)
+        text, random = model.captions(["snow"]), model.random(0, 0, 1)
+        drawn.append(model.decode(torch.ones(1, 16), text, random))
+    assert drawn[0].shape == (1, 3, 8, 8)
+    assert not torch.allclose(*drawn, atol=1e-3)
 
 
 class Knowing(nn.Module):
