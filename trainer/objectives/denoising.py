@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -12,9 +12,12 @@ from trainer.diffusion.loss import LossConfig, denoising_loss
 from trainer.diffusion.process import Diffusion
 from trainer.rng import SampleRandom
 
+from .base import Objective
 
-class Denoising(Protocol):
-    """The part of an objective that knows what is diffused, and under which conditions."""
+
+@runtime_checkable
+class Denoising(Objective, Protocol):
+    """An objective that says what is diffused, and under which conditions."""
 
     diffusion: Diffusion
 

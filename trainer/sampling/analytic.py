@@ -28,6 +28,7 @@ from trainer.engine.base import DTYPES
 from trainer.engine.open import hardware_precision
 from trainer.engine.processes import local_device
 from trainer.loader.samples import SampleReader
+from trainer.objectives.denoising import Denoising
 from trainer.rng import SampleRandom
 from trainer.stages import STAGES, load_train_config
 
@@ -113,8 +114,9 @@ def measure_scores(
     parts.model.load_state_dict(read_weights(run, weights, at))
     dtype = DTYPES[hardware_precision(device)]
     model = parts.model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    objective: Any = parts.objective
-    diffusion: Diffusion = objective.diffusion
+    objective = parts.objective
+    assert isinstance(objective, Denoising)
+    diffusion = objective.diffusion
     timesteps = spaced_timesteps(diffusion.steps, min(steps, diffusion.steps))
     norms = ScoreNorms(diffusion, timesteps)
     reader = SampleReader(config.data, objective.needs, config.seed)
