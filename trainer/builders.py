@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,10 @@ from trainer.checkpoint.export import read_weights
 from trainer.checkpoint.manifest import TRAINER
 from trainer.checkpoint.read import resolve_checkpoint
 from trainer.config import AnyTrainConfig
-from trainer.engine.base import DTYPES
+from trainer.engine.base import DTYPES, Engine
 from trainer.engine.open import resolve_precision
+from trainer.loader.catalogue import Catalogue
+from trainer.models.ar_prior import ArPrior
 from trainer.models.clip import (
     Clip,
     ClipConfig,
@@ -42,12 +45,14 @@ from trainer.models.clip import (
 from trainer.models.decoder import Decoder
 from trainer.models.prior import DiffusionPrior
 from trainer.models.upsampler import Upsampler
+from trainer.objectives.ar_prior import ArPriorObjective
 from trainer.objectives.base import Parts
 from trainer.objectives.clip import ClipObjective
 from trainer.objectives.decoder import DecoderObjective
 from trainer.objectives.negatives import OpposedCaptions
 from trainer.objectives.prior import PriorObjective
 from trainer.objectives.upsampler import UpsamplerObjective
+from trainer.pca import Fit, fit_codec
 
 
 def build_clip(config: AnyTrainConfig, device: torch.device) -> Parts:
@@ -60,6 +65,35 @@ def build_prior(config: AnyTrainConfig, device: torch.device) -> Parts:
     """The diffusion prior over a frozen CLIP's captions."""
     text = _text_encoder(config, device)
     return Parts(DiffusionPrior(config.model), PriorObjective(config.objective, text))
+
+
+def build_ar_prior(config: AnyTrainConfig, device: torch.device) -> Parts:
+    """The autoregressive prior over a frozen CLIP's captions; its codec is yet to be fitted."""
+    text = _text_encoder(config, device)
+    return Parts(ArPrior(config.model), ArPriorObjective(config.objective, text))
+
+
+def fit_ar_prior(config: AnyTrainConfig, engine: Engine, catalogue: Catalogue) -> None:
+    """Fit the codec on the data: the first rank reads them, and all take what it found.
+
+    Raises:
+        UserError: the embeddings cannot be read; all ranks raise alike.
+    """
+    model = engine.module
+    assert isinstance(model, ArPrior)
+    found: Fit | str | None = None
+    if engine.rank == 0:
+        try:
+            found = fit_codec(model.codec, catalogue, config.objective.fit_samples)
+        except UserError as error:
+            found = str(error)
+    found = engine.gather(found)[0]
+    if isinstance(found, str):
+        raise UserError(found)
+    assert found is not None
+    model.codec.load_state_dict(found.state)
+    if engine.rank == 0:
+        print(f"{config.out}: {found}", file=sys.stderr)
 
 
 def build_decoder(config: AnyTrainConfig, device: torch.device) -> Parts:

@@ -16,9 +16,10 @@ from trainer.models.clip import TextEncoder, TextStates
 from trainer.objectives.conditions import to_pixels
 from trainer.rng import SampleRandom
 
+from .ar_prior import ArPart
 from .config import CascadeConfig
 from .drawing import decode, no_captions, sample_prior, upsample
-from .parts import Part, load_part
+from .parts import Part, load_part, load_prior
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Cascade:
     config: CascadeConfig
     device: torch.device
     text: TextEncoder
-    prior: Part
+    prior: Part | ArPart
     decoder: Part
     upsamplers: tuple[Part, ...]
 
@@ -95,7 +96,7 @@ def load_cascade(config: CascadeConfig, precision: Precision | None = None) -> C
         config=config,
         device=device,
         text=load_text_encoder(config.clip).to(device),
-        prior=load_part(config.prior, "prior", device, chosen),
+        prior=load_prior(config.prior, device, chosen),
         decoder=load_part(config.decoder, "decoder", device, chosen),
         upsamplers=tuple(
             load_part(item, "upsampler", device, chosen) for item in config.upsamplers

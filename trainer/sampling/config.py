@@ -30,10 +30,14 @@ class PartConfig(Config):
 
 class PriorPart(PartConfig):
     """Guidance on the caption; of `candidates` samples the one with the largest z_i·z_t is kept
-    (paper section 2.2)."""
+    (paper section 2.2). The RUN is of stage prior, or of ar_prior: that one has no sampler's steps,
+    and draws z_i·z_t from the part of the data's distribution above `dot_from`."""
 
     guidance: Annotated[float, Field(ge=0)] = 1.0
     candidates: Annotated[int, Field(ge=1)] = 2
+    temperature: Annotated[float, Field(ge=0)] = 1.0  # of ar_prior's tokens; 0: the likeliest
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # of ar_prior: tokens less likely are left out
+    dot_from: Annotated[float, Field(ge=0, lt=1)] = 0.5  # of ar_prior; paper: the top half
 
 
 class DecoderPart(PartConfig):

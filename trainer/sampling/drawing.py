@@ -17,6 +17,7 @@ from trainer.diffusion.guidance import (
 from trainer.models.clip import TextEncoder, TextStates
 from trainer.rng import SampleRandom
 
+from .ar_prior import ArPart
 from .config import DecoderPart, PriorPart
 from .parts import Part
 
@@ -28,13 +29,19 @@ def no_captions(text: TextEncoder, count: int) -> TextStates:
 
 
 @torch.inference_mode()
-def sample_prior(part: Part, text: TextStates, null: TextStates, random: SampleRandom) -> Tensor:
+def sample_prior(
+    part: Part | ArPart, text: TextStates, null: TextStates, random: SampleRandom
+) -> Tensor:
     """z_i of captions, unit length, float32 [B, D]: of several samples the nearest to z_t.
 
     `null` is the empty caption, as often as there are captions.
     """
     settings = part.settings
     assert isinstance(settings, PriorPart)
+    names = [f"prior.{candidate}" for candidate in range(settings.candidates)]
+    if isinstance(part, ArPart):
+        told = [part.sample(text, null, random, name) for name in names]
+        return _nearest(torch.stack(told), text.embedding)
     both = [torch.cat(pair) for pair in zip(text, null, strict=True)]
 
     def network(x: Tensor, t: Tensor) -> Tensor:
@@ -48,12 +55,14 @@ def sample_prior(part: Part, text: TextStates, null: TextStates, random: SampleR
         denoise = guided_denoiser(part.diffusion, network, settings.guidance)
     shape = (part.config.model.embedding_dim,)
     samples = torch.stack(
-        [
-            F.normalize(part.sample(denoise, shape, random, f"prior.{candidate}"), dim=-1)
-            for candidate in range(settings.candidates)
-        ]
-    )  # [candidates, B, D]
-    best = (samples * text.embedding).sum(dim=-1).argmax(dim=0)  # [B]
+        [F.normalize(part.sample(denoise, shape, random, name), dim=-1) for name in names]
+    )
+    return _nearest(samples, text.embedding)
+
+
+def _nearest(samples: Tensor, z_t: Tensor) -> Tensor:
+    """Of samples [candidates, B, D] those nearest to z_t [B, D]."""
+    best = (samples * z_t).sum(dim=-1).argmax(dim=0)  # [B]
     return samples[best, torch.arange(len(best), device=best.device)]
 
 

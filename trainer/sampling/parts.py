@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,22 @@ from trainer.diffusion.process import Diffusion
 from trainer.diffusion.samplers import ancestral, ddim
 from trainer.diffusion.schedules import spaced_timesteps
 from trainer.engine.base import DTYPES
+from trainer.models.ar_prior import ArPrior
 from trainer.models.decoder import Decoder
 from trainer.models.prior import DiffusionPrior
 from trainer.models.upsampler import Upsampler
 from trainer.rng import SampleRandom
 from trainer.stages import load_weights
 
-from .config import PartConfig
+from .ar_prior import ArPart
+from .config import PartConfig, PriorPart
 
-_MODELS: dict[str, Any] = {"prior": DiffusionPrior, "decoder": Decoder, "upsampler": Upsampler}
+_MODELS: dict[str, Any] = {
+    "prior": DiffusionPrior,
+    "ar_prior": ArPrior,
+    "decoder": Decoder,
+    "upsampler": Upsampler,
+}
 
 
 @dataclass(frozen=True)
@@ -58,17 +66,35 @@ def load_part(settings: PartConfig, stage: str, device: torch.device, precision:
     Raises:
         UserError: no such run or checkpoint, or a run of another stage.
     """
-    run = Path(settings.run)
+    config, network = _load_network(settings, (stage,), device, precision)
+    return Part(settings, config, network, Diffusion(config.objective.diffusion))
+
+
+def load_prior(settings: PriorPart, device: torch.device, precision: Precision) -> Part | ArPart:
+    """Load a prior of either kind, as `load_part` does."""
+    config, network = _load_network(settings, ("prior", "ar_prior"), device, precision)
+    if isinstance(network, ArPrior):
+        return ArPart(settings, network)
+    return Part(settings, config, network, Diffusion(config.objective.diffusion))
+
+
+def _load_network(
+    settings: PartConfig, stages: Sequence[str], device: torch.device, precision: Precision
+) -> tuple[AnyTrainConfig, nn.Module]:
+    """A run of one of `stages`."""
+    run, part = Path(settings.run), stages[0]
     if not run.is_dir():
-        raise UserError(f"{stage}.run: no such RUN folder: {run}")
+        raise UserError(f"{part}.run: no such RUN folder: {run}")
     config, weights = load_weights(run, settings.weights, settings.samples)
-    if config.stage != stage:
-        raise UserError(f"{stage}.run: {run} is a run of stage {config.stage}, expected {stage}")
+    if config.stage not in stages:
+        raise UserError(
+            f"{part}.run: {run} is a run of stage {config.stage}, expected {' or '.join(stages)}"
+        )
     with torch.device("meta"):
-        network = _MODELS[stage](config.model)
+        network = _MODELS[config.stage](config.model)
     network = network.to_empty(device="cpu")
     missing = network.load_state_dict(weights, strict=False)
     if missing.missing_keys or missing.unexpected_keys:
-        raise UserError(f"{stage}.run: {run}: weights do not fit its config: {missing}")
+        raise UserError(f"{part}.run: {run}: weights do not fit its config: {missing}")
     network = network.to(device=device, dtype=DTYPES[precision]).eval().requires_grad_(False)
-    return Part(settings, config, network, Diffusion(config.objective.diffusion))
+    return config, network
