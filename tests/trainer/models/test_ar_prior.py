@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2Model
 
 from trainer.engine.blocks import checkpoint_blocks
 from trainer.models.ar_prior import ArPrior, ArPriorConfig
@@ -91,31 +90,30 @@ def test_a_fresh_prior_takes_every_token_for_as_likely_as_another() -> None:
     assert loss.item() == pytest.approx(math.log(16))
 
 
-def test_it_is_gpt_2_behind_a_prefix(prior: ArPrior) -> None:
-    """transformers' own network with these weights, on the same sequence and mask."""
-    names = {"norm_attention": "ln_1", "qkv": "attn.c_attn", "out": "attn.c_proj"}
-    names |= {"norm_mlp": "ln_2", "expand": "mlp.c_fc", "contract": "mlp.c_proj"}
-    config = GPT2Config(
-        vocab_size=1, n_positions=PREFIX + 4, n_embd=16, n_layer=2, n_head=2,
-        activation_function="gelu", embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
-    theirs, ours = GPT2Model(config).eval(), prior.state_dict()
-    state = {"wte.weight": torch.zeros(1, 16), "wpe.weight": ours["positions"][0]}
-    state |= {f"ln_f.{kind}": ours[f"norm_out.{kind}"] for kind in ("weight", "bias")}
-    for layer in range(2):
-        for name, named in names.items():
-            for kind in ("weight", "bias"):
-                value = ours[f"blocks.{layer}.{name}.{kind}"]
-                state[f"h.{layer}.{named}.{kind}"] = value.T if value.ndim == 2 else value
-    theirs.load_state_dict(state)
+def test_it_is_torch_s_own_transformer_behind_a_prefix(prior: ArPrior) -> None:
+    """With these weights, on the same sequence; causal and padding mask are told apart."""
+    layer = nn.TransformerEncoderLayer(
+        16, 2, 64, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    theirs = nn.TransformerEncoder(layer, 2, nn.LayerNorm(16), enable_nested_tensor=False).eval()
+    names = {"norm_attention": "norm1.", "qkv": "self_attn.in_proj_", "out": "self_attn.out_proj."}
+    names |= {"norm_mlp": "norm2.", "expand": "linear1.", "contract": "linear2."}
+    ours = prior.state_dict()
+    state = {
+        f"layers.{layer}.{named}{kind}": ours[f"blocks.{layer}.{name}.{kind}"]
+        for layer in range(2)
+        for name, named in names.items()
+        for kind in ("weight", "bias")
+    }
+    theirs.load_state_dict(state | {f"norm.{k}": ours[f"norm_out.{k}"] for k in ("weight", "bias")})
     given = inputs()
     prefix = prior._prefix(given["text_states"], given["text_embedding"], given["dot"])
     sequence = torch.cat([prefix, prior.tokens_in(given["tokens"][:, :-1])], dim=1)
-    keep = F.pad(given["text_mask"], (0, 6), value=True)
-    places = torch.arange(PREFIX + 4)
     hidden = theirs(
-        inputs_embeds=sequence, attention_mask=keep.long(), position_ids=places.expand(3, -1)
-    ).last_hidden_state
+        sequence + prior.positions,
+        mask=torch.ones(PREFIX + 4, PREFIX + 4, dtype=torch.bool).triu(1),
+        src_key_padding_mask=F.pad(~given["text_mask"], (0, 6)),
+    )
     expected = prior.logits_out(hidden[:, PREFIX - 1 :])
     torch.testing.assert_close(prior(**given), expected, atol=1e-4, rtol=1e-4)
 

@@ -66,7 +66,7 @@ def test_tokens_rise_with_their_component_and_stop_at_the_last_bucket() -> None:
 def test_what_is_not_a_number_is_a_token_all_the_same() -> None:
     """A wrong index would end the process on a GPU."""
     tokens = codec().encode(torch.tensor([[torch.nan, torch.inf, -torch.inf, 0.0, 1.0, 2.0]]))
-    assert ((0 <= tokens) & (tokens < BUCKETS)).all()
+    assert ((tokens >= 0) & (tokens < BUCKETS)).all()
 
 
 def test_similarities_fall_between_their_edges() -> None:
@@ -93,7 +93,7 @@ def test_wrong_sizes_are_refused() -> None:
         Codec(6, 7, 16, 8)
     with pytest.raises(ValueError, match="components: got 0, expected 1 to 6"):
         Codec(6, 0, 16, 8)
-    with pytest.raises(ValueError, match="^buckets: got 1, expected >= 2"):
+    with pytest.raises(ValueError, match=r"^buckets: got 1, expected >= 2"):
         Codec(6, 6, 1, 8)
     with pytest.raises(ValueError, match="dot_buckets: got 0, expected >= 2"):
         Codec(6, 6, 16, 0)

@@ -121,7 +121,7 @@ def test_similarities_are_drawn_from_the_upper_part(start: float, expected: list
     made = part(dot_from=start)
     network = Told(CONFIG)
     network.load_state_dict(made.network.state_dict())
-    text, null, _ = texts(1)
+    text, _, _ = texts(1)
     many = TextStates(*(value.expand(400, *value.shape[1:]) for value in text))
     random = SampleRandom(0, torch.arange(400))
     dataclasses.replace(made, network=network).sample(many, many, random, "prior.0")
