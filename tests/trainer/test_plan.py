@@ -144,7 +144,7 @@ def test_every_stage_is_planned_without_its_data_and_its_clip(name: str, kind: K
     assert [option.engine for option in plan.options] == [f"zero {stage}" for stage in range(4)]
     assert {option.fits for option in plan.options} == {True}
     assert plan.parameters > 0
-    assert (plan.frozen > 0) == (name in ("prior", "decoder"))
+    assert (plan.frozen > 0) == (name in ("prior", "ar_prior", "decoder"))
     memory = [option.memory for option in plan.options]
     assert memory[0].moments == 8 * plan.parameters
     assert memory[1].moments == 8 * ((plan.parameters + 1) // 2)
