@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from base.errors import UserError
@@ -23,6 +23,7 @@ from trainer.stages import STAGES
 
 META = torch.device("meta")
 Kind = Literal["cuda", "cpu"]
+_THEIRS = F.scaled_dot_product_attention
 _COUNTED = 2  # samples: a batch norm refuses one
 
 
@@ -67,7 +68,7 @@ def activation_bytes(config: AnyTrainConfig, parts: Parts, micro: int, kind: Kin
         parameter.grad = torch.zeros_like(parameter)
     held = [*parts.model.parameters(), *parts.model.buffers()]
     gradients = [parameter.grad for parameter in held if parameter.grad is not None]
-    with _AttentionOf(kind):
+    with _attention_of(kind):
         context = parts.objective.begin(parts.model, batches)
         with Alive([*held, *gradients]) as alive:
             _pass(parts, batches[0], context)
@@ -100,26 +101,19 @@ def _example(config: AnyTrainConfig, needs: Needs, size: int) -> Batch:
     )
 
 
-class _AttentionOf(TorchFunctionMode):
+@contextmanager
+def _attention_of(kind: Kind) -> Iterator[None]:
     """Attention as a GPU computes it when there is a mask, or as our models do on a CPU.
 
-    Meta tensors would take a third way, which computes in float32.
+    Meta tensors would take a third way, which computes in float32. It is replaced where models look
+    it up: a mode of torch's functions is off in a backward pass, where blocks may run once more.
     """
-
-    def __init__(self, kind: Kind) -> None:
-        super().__init__()
-        self._own = _fused if kind == "cuda" else _written_out
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return self._own(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    functional: Any = F
+    functional.scaled_dot_product_attention = _fused if kind == "cuda" else _written_out
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = _THEIRS
 
 
 def _written_out(
@@ -127,7 +121,7 @@ def _written_out(
 ) -> Tensor:
     if attn_mask is None or attn_mask.dtype == torch.bool:
         return written_out(q, k, v, attn_mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask)  # of other people's modules
+    return _THEIRS(q, k, v, attn_mask)  # of other people's modules
 
 
 def _fused(
