@@ -64,7 +64,9 @@ def build_prior(config: AnyTrainConfig, device: torch.device) -> Parts:
 
 def build_decoder(config: AnyTrainConfig, device: torch.device) -> Parts:
     """The decoder over a frozen CLIP's captions and image embeddings."""
-    text = _text_encoder(config, device)
+    text, reader = _text_encoder(config, device), config.model.text
+    if reader is not None:
+        text.lengthen(reader.context_length)
     return Parts(Decoder(config.model), DecoderObjective(config.objective, text))
 
 

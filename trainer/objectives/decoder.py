@@ -63,7 +63,7 @@ class DecoderObjective:
         t = draw_timesteps(random, self.diffusion)  # [B]
         noise = random.normal("noise", *x0.shape[1:])
         x_t = self.diffusion.add_noise(x0, t, noise)
-        output = model(x_t, t, z_i, keep_image, text.states, text.mask)
+        output = model(x_t, t, z_i, keep_image, *text)
         return mean_squared_error(output, self.diffusion.target(x0, t, noise))
 
     def times(self, random: SampleRandom) -> Tensor:

@@ -91,12 +91,16 @@ def load_cascade(config: CascadeConfig, precision: Precision | None = None) -> C
     """
     device = local_device()
     chosen = precision or hardware_precision(device)
+    text = load_text_encoder(config.clip).to(device)
+    decoder = load_part(config.decoder, "decoder", device, chosen)
+    if decoder.config.model.text is not None:
+        text.lengthen(decoder.config.model.text.context_length)
     return Cascade(
         config=config,
         device=device,
-        text=load_text_encoder(config.clip).to(device),
+        text=text,
         prior=load_part(config.prior, "prior", device, chosen),
-        decoder=load_part(config.decoder, "decoder", device, chosen),
+        decoder=decoder,
         upsamplers=tuple(
             load_part(item, "upsampler", device, chosen) for item in config.upsamplers
         ),

@@ -35,7 +35,7 @@ def sample_prior(part: Part, text: TextStates, null: TextStates, random: SampleR
     """
     settings = part.settings
     assert isinstance(settings, PriorPart)
-    both = [torch.cat(pair) for pair in zip(text, null, strict=True)]
+    both = [torch.cat(pair) for pair in zip(text[:3], null[:3], strict=True)]
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         states, mask, z_t = (condition[: len(x)] for condition in both)
@@ -77,10 +77,10 @@ def decode(
     z_i = objective.embedding_scale * image_embedding
     both_z = torch.cat([z_i, z_i])
     kept = torch.arange(2 * count, device=z_i.device) < (count if keep_image else 0)
-    states, mask = torch.cat([text.states, null.states]), torch.cat([text.mask, null.mask])
+    caption = [torch.cat(pair) for pair in zip(text, null, strict=True)]
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        out: Tensor = part.network(x, t, both_z, kept, states, mask)
+        out: Tensor = part.network(x, t, both_z, kept, *caption)
         return out
 
     denoise = guided_denoiser(part.diffusion, network, settings.guidance)

@@ -66,6 +66,19 @@ def test_open_clip_loads_it_and_computes_the_same(saved):
     torch.testing.assert_close(preprocess(Image.fromarray(array)), normalise_pixels(image)[0])
 
 
+def test_of_longer_captions_clip_sees_what_its_own_tokenizer_leaves(saved):
+    _, folder = saved
+    captions = ["a red circle", "", "one two three four five six seven eight nine ten eleven"]
+    own = load_text_encoder(str(folder))
+    lengthened = load_text_encoder(str(folder)).lengthen(20)
+    assert lengthened.context_length == 20
+    expected, found = own.encode(captions), lengthened.encode(captions)
+    assert found.tokens.shape == (3, 20)
+    for name in ("states", "mask", "embedding"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    assert lengthened.lengthen(5).context_length == 20  # never fewer than there are
+
+
 def test_text_states_lead_to_open_clips_embedding(saved):
     clip, folder = saved
     encoder = load_text_encoder(str(folder))
