@@ -66,6 +66,11 @@ def build_decoder(config: AnyTrainConfig, device: torch.device) -> Parts:
     """The decoder over a frozen CLIP's captions and image embeddings."""
     text, reader = _text_encoder(config, device), config.model.text
     if reader is not None:
+        if reader.context_length < text.context_length:
+            raise UserError(
+                f"model.text.context_length: got {reader.context_length}, expected at least the "
+                f"{text.context_length} tokens of {config.clip}"
+            )
         text.lengthen(reader.context_length)
     return Parts(Decoder(config.model), DecoderObjective(config.objective, text))
 

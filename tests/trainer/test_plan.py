@@ -161,6 +161,17 @@ def test_a_clip_that_is_there_is_counted_without_its_weights(tmp_path: Path) -> 
     assert make_plan(config, ALONE).frozen == sum(tensor.numel() for tensor in held)
 
 
+def test_attention_that_is_computed_again_is_planned() -> None:
+    """The backward pass, in which that happens, computes attention as the forward pass did."""
+    more = ["model.layers=4", "train.precision=bf16"]
+    kept, again = (
+        load_train_config(CONFIGS / "prior.yaml", [*more, f"train.checkpoint_activations={value}"])
+        for value in ("false", "true")
+    )
+    activations = [make_plan(c, ALONE).options[0].memory.activations for c in (kept, again)]
+    assert activations[1] < 0.8 * activations[0]
+
+
 def test_flops_are_those_of_the_products() -> None:
     """The toy is two matrices: each is multiplied once forward, and twice backward."""
     config = toy.toy_config(Path("none"), Path("none"))
