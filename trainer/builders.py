@@ -64,14 +64,7 @@ def build_prior(config: AnyTrainConfig, device: torch.device) -> Parts:
 
 def build_decoder(config: AnyTrainConfig, device: torch.device) -> Parts:
     """The decoder over a frozen CLIP's captions and image embeddings."""
-    text, reader = _text_encoder(config, device), config.model.text
-    if reader is not None:
-        if reader.context_length < text.context_length:
-            raise UserError(
-                f"model.text.context_length: got {reader.context_length}, expected at least the "
-                f"{text.context_length} tokens of {config.clip}"
-            )
-        text.lengthen(reader.context_length)
+    text = _text_encoder(config, device)
     return Parts(Decoder(config.model), DecoderObjective(config.objective, text))
 
 
@@ -185,4 +178,12 @@ def _text_encoder(config: AnyTrainConfig, device: torch.device) -> TextEncoder:
         got = getattr(config.model, field.partition(".")[2])
         if got != expected:
             raise UserError(f"{field}: got {got}, expected {expected} as in {config.clip}")
+    reader = getattr(config.model, "text", None)  # a decoder's own
+    if reader is not None:
+        if reader.context_length < text.context_length:
+            raise UserError(
+                f"model.text.context_length: got {reader.context_length}, expected at least the "
+                f"{text.context_length} tokens of {config.clip}"
+            )
+        text.lengthen(reader.context_length)
     return text

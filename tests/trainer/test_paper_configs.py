@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from base.clip_reference import CONFIG_NAME, WEIGHTS_NAMES
+from base.errors import UserError
 from trainer.batch import Batch, Needs
 from trainer.config import AnyTrainConfig
 from trainer.diffusion.process import DiffusionConfig
@@ -162,3 +163,11 @@ def test_real_steps_at_an_eighth_of_the_width(name: str, clip: Path, tmp_path: P
     after = dict(engine.module.named_parameters())
     assert {name for name, value in before.items() if torch.equal(after[name], value)} == set()
     assert all(value.isfinite().all() for value in after.values())
+
+
+def test_a_reader_shorter_than_clips_captions_is_refused(clip: Path) -> None:
+    reader = READER.replace("80", "60")
+    more = [f"clip={clip}", "model.embedding_dim=128", "model.text_width=128"]
+    config = load_train_config(CONFIGS / "micro/decoder.yaml", [*more, f"model.text={reader}"])
+    with pytest.raises(UserError, match="model.text.context_length: got 60, expected at least"):
+        build_parts(config, CPU)
