@@ -51,8 +51,9 @@ class UNetConfig:
 def group_count(channels: int, config: UNetConfig) -> int:
     """Groups of the group norm over so many channels."""
     if config.norm_groups is None:
-        wide = channels % _GROUPS == 0 and channels >= 4 * _GROUPS
-        return _GROUPS if wide else max(channels // 4, 1)
+        if channels % _GROUPS == 0 and channels >= 4 * _GROUPS:
+            return _GROUPS
+        return next(count for count in range(max(channels // 4, 1), 0, -1) if channels % count == 0)
     if channels % config.norm_groups:
         raise ValueError(
             f"norm_groups: got {config.norm_groups}, expected a divisor of a level's {channels}"

@@ -175,6 +175,12 @@ def test_groups_of_norms_are_chosen():
         UNet(UNetConfig(**sizes, norm_groups=12))
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 6, 14, 22, 31])
+def test_small_networks_of_any_width_have_norms(channels):
+    unet = UNet(UNetConfig(channels=channels, multipliers=(1, 2), blocks=1))
+    assert unet(torch.randn(1, 3, 4, 4), torch.tensor([1])).isfinite().all()
+
+
 def test_heads_that_do_not_divide_a_level_are_refused() -> None:
     config = UNetConfig(channels=48, multipliers=(1, 2), attention_levels=(1,), head_width=40)
     with pytest.raises(
