@@ -18,11 +18,13 @@ from .conditions import draw_timesteps, to_signal
 @dataclass(frozen=True)
 class UpsamplerObjectiveConfig:
     """Paper section 2.1 and appendix C: trained on crops of a quarter of the side, conditioned on
-    the picture at a quarter of the resolution, corrupted per sample."""
+    the picture at a quarter of the resolution, corrupted per sample. `antialias` enlarges it by the
+    bicubic filter that Karlo has, not by torch's plain one."""
 
     image_size: int = 256
     crop: int | None = 64
     factor: int = 4
+    antialias: bool = False
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
 
@@ -53,7 +55,7 @@ class UpsamplerObjective:
         assert batch.image is not None
         x0 = to_signal(batch.image)  # [B, 3, S, S]
         small = degrade(shrink(x0, self.config.factor), self.config.degradation, random)
-        enlarged = enlarge(small, self.config.factor)  # [B, 3, S, S]
+        enlarged = enlarge(small, self.config.factor, self.config.antialias)  # [B, 3, S, S]
         t = draw_timesteps(random, self.diffusion)  # [B]
         noise = random.normal("noise", *x0.shape[1:])
         x_t = self.diffusion.add_noise(x0, t, noise)

@@ -94,7 +94,8 @@ def decode(
 @torch.inference_mode()
 def upsample(part: Part, picture: Tensor, random: SampleRandom, purpose: str) -> Tensor:
     """One upsampler: [B, 3, S, S] → [B, 3, f · S, f · S], in [-1, 1]."""
-    enlarged = enlarge(picture, part.config.objective.factor)
+    objective = part.config.objective
+    enlarged = enlarge(picture, objective.factor, objective.antialias)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         out: Tensor = part.network(x, t, enlarged)

@@ -9,10 +9,12 @@ import torch
 from diffusers import PriorTransformer, UNet2DConditionModel, UNet2DModel
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from base import yaml
 from base.config import parse_config
 from trainer.config import LoopConfig, TrainConfig
+from trainer.diffusion.degradations import enlarge
 from trainer.interop import decoder, prior, upsampler
 from trainer.models.decoder import Decoder
 from trainer.models.prior import DiffusionPrior
@@ -105,3 +107,13 @@ def test_super_resolution() -> None:
     assert sum(value.numel() for value in theirs.values()) == 691_579_523
     weights = upsampler.weights_from_diffusers(config, theirs)
     assert shapes(weights) == ours(Upsampler, config)
+
+
+def test_small_pictures_are_enlarged_as_in_their_pipeline() -> None:
+    torch.manual_seed(0)
+    small = torch.randn(1, 3, 8, 8)
+    theirs = F.interpolate(
+        small, size=[32, 32], mode="bicubic", align_corners=False, antialias=True
+    )
+    torch.testing.assert_close(enlarge(small, 4, antialias=True), theirs)
+    assert not torch.allclose(enlarge(small, 4), theirs, atol=1e-2)

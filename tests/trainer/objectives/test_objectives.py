@@ -122,6 +122,9 @@ def test_upsampler_is_conditioned_on_a_quarter_of_the_resolution(text):
     (enlarged,) = spy.rest
     assert enlarged.shape == (4, 3, 16, 16)
     assert enlarged.std() < 0.7 * to_signal(data.image).std()  # the detail is gone
+    other = UpsamplerObjectiveConfig(image_size=64, crop=16, antialias=True)
+    UpsamplerObjective(other).loss(spy, data, SampleRandom(0, data.positions), None, 0)
+    assert not torch.allclose(spy.rest[0], enlarged, atol=1e-2)
     with pytest.raises(ValueError, match="expected a multiple of 4"):
         UpsamplerObjective(UpsamplerObjectiveConfig(crop=10))
 
