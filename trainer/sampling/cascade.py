@@ -36,6 +36,11 @@ class Cascade:
     decoder: Part
     upsamplers: tuple[Part, ...]
 
+    def __post_init__(self) -> None:
+        reader = self.decoder.config.model.text  # a decoder's own
+        if reader is not None:
+            self.text.lengthen(reader.context_length)
+
     def captions(self, captions: Sequence[str]) -> TextStates:
         """Encode captions."""
         return self.text.encode(list(captions))
@@ -91,16 +96,12 @@ def load_cascade(config: CascadeConfig, precision: Precision | None = None) -> C
     """
     device = local_device()
     chosen = precision or hardware_precision(device)
-    text = load_text_encoder(config.clip).to(device)
-    decoder = load_part(config.decoder, "decoder", device, chosen)
-    if decoder.config.model.text is not None:
-        text.lengthen(decoder.config.model.text.context_length)
     return Cascade(
         config=config,
         device=device,
-        text=text,
+        text=load_text_encoder(config.clip).to(device),
         prior=load_part(config.prior, "prior", device, chosen),
-        decoder=decoder,
+        decoder=load_part(config.decoder, "decoder", device, chosen),
         upsamplers=tuple(
             load_part(item, "upsampler", device, chosen) for item in config.upsamplers
         ),

@@ -35,10 +35,10 @@ def sample_prior(part: Part, text: TextStates, null: TextStates, random: SampleR
     """
     settings = part.settings
     assert isinstance(settings, PriorPart)
-    both = [torch.cat(pair) for pair in zip(text[:3], null[:3], strict=True)]
+    both = [torch.cat(pair) for pair in zip(text, null, strict=True)]
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        states, mask, z_t = (condition[: len(x)] for condition in both)
+        states, mask, z_t, _ = (condition[: len(x)] for condition in both)
         out: Tensor = part.network(x, t, states, mask, z_t)
         return out
 
