@@ -113,13 +113,19 @@ def weights_from_diffusers(config: PriorConfig, theirs: Mapping[str, Tensor]) ->
     return join("prior", _ties(config), theirs)
 
 
-def weights_to_diffusers(config: PriorConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def weights_to_diffusers(
+    config: PriorConfig, ours: Mapping[str, Tensor], embedding_scale: float = 1.0
+) -> dict[str, Tensor]:
     """Our state dict as a PriorTransformer's.
+
+    Where ours works on `embedding_scale` · z_i, their mean and deviation lead back to z_i itself.
 
     Raises:
         ValueError: a tensor is missing or left over.
     """
-    return part("prior", _ties(config), ours)
+    theirs = part("prior", _ties(config), ours)
+    measured = {name: theirs[name] / embedding_scale for name in ("clip_mean", "clip_std")}
+    return {**theirs, **measured}
 
 
 def _ties(config: PriorConfig) -> Ties:

@@ -77,6 +77,16 @@ def test_ours_is_theirs() -> None:
     assert config_from_diffusers(theirs.config) == config
 
 
+@torch.no_grad()
+def test_their_samples_are_scaled_back() -> None:
+    config = PriorConfig(12, 12, context_length=6, layers=1, heads=1, head_width=4)
+    theirs = PriorTransformer.from_config(config_to_diffusers(config))
+    ours = DiffusionPrior(config).state_dict()
+    theirs.load_state_dict(weights_to_diffusers(config, ours, embedding_scale=17.2))
+    z_i = torch.randn(3, 12)
+    torch.testing.assert_close(theirs.post_process_latents(17.2 * z_i), z_i)
+
+
 def test_there_and_back_is_the_same_bits() -> None:
     theirs = randomised(PriorTransformer(**TINY)).state_dict()
     config = config_from_diffusers(TINY)
