@@ -18,7 +18,7 @@ from trainer.models.unet import UNetConfig
 
 from . import unet
 from .settings import Kind, expect
-from .ties import Ties, join, part
+from .ties import Ties, join, part, turned
 
 _DOWN, _DOWN_ATTENDS = "ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"
 _UP, _UP_ATTENDS = "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"
@@ -141,7 +141,7 @@ def weights_from_diffusers(
     conditioner = join("text_proj", _conditioner_ties(), projections)
     for kind in ("weight", "bias"):
         name = f"conditioner.image_to_tokens.{kind}"  # theirs are by (width, token), ours turned
-        conditioner[name] = _turned(conditioner[name], config.unet.context_width)
+        conditioner[name] = turned(conditioner[name], config.unet.context_width)
     null = "conditioner.null_image"
     return {**ours, **conditioner, null: conditioner[null][None]}
 
@@ -168,14 +168,9 @@ def weights_to_diffusers(
     conditioner["conditioner.image_to_time.weight"] = time * embedding_scale
     tokens = "conditioner.image_to_tokens"
     weight, bias = conditioner[f"{tokens}.weight"] * embedding_scale, conditioner[f"{tokens}.bias"]
-    conditioner[f"{tokens}.weight"] = _turned(weight, config.image_tokens)
-    conditioner[f"{tokens}.bias"] = _turned(bias, config.image_tokens)
+    conditioner[f"{tokens}.weight"] = turned(weight, config.image_tokens)
+    conditioner[f"{tokens}.bias"] = turned(bias, config.image_tokens)
     return network, part("text_proj", _conditioner_ties(), conditioner)
-
-
-def _turned(rows: Tensor, outer: int) -> Tensor:
-    """Rows that are numbered by (outer, inner) numbered by (inner, outer)."""
-    return rows.reshape(outer, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
 
 
 def _ties(config: DecoderConfig) -> Ties:

@@ -38,6 +38,11 @@ def part(kind: str, ties: Ties, ours: Mapping[str, Tensor]) -> dict[str, Tensor]
     }
 
 
+def turned(rows: Tensor, outer: int) -> Tensor:
+    """Rows that are numbered by (outer, inner) numbered by (inner, outer)."""
+    return rows.reshape(outer, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
+
+
 def _complete(kind: str, wanted: Iterable[str], found: Mapping[str, Tensor]) -> None:
     names = set(wanted)
     for name in sorted(names - set(found)):
