@@ -156,7 +156,7 @@ def test_real_steps_at_an_eighth_of_the_width(name: str, clip: Path, tmp_path: P
     before = {name: value.detach().clone() for name, value in parts.model.named_parameters()}
     engine = open_engine(parts.model, config.optim, config.train, CPU)
     session = Session(config, parts.objective, engine, {}, epoch_size=64)
-    for step in range(3):  # a fresh network's branches are zero: what lies before them waits
+    for step in range(4):  # a fresh network's branches are zero: what lies before them waits
         stats = session.step([batch_of(parts.objective.needs, 2 * step)], 1e-3, [0.0, 0.0])
         session.count(stats)
         assert stats.applied
