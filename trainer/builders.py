@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -25,11 +26,14 @@ from trainer.checkpoint.export import read_weights
 from trainer.checkpoint.manifest import TRAINER
 from trainer.checkpoint.read import resolve_checkpoint
 from trainer.config import AnyTrainConfig
-from trainer.engine.base import DTYPES
+from trainer.engine.base import DTYPES, Engine
 from trainer.engine.open import resolve_precision
+from trainer.loader.catalogue import Catalogue
+from trainer.models.ar_prior import ArPrior
 from trainer.models.clip import (
     Clip,
     ClipConfig,
+    ImageEncoder,
     TextConfig,
     TextEncoder,
     VisionConfig,
@@ -42,12 +46,14 @@ from trainer.models.clip import (
 from trainer.models.decoder import Decoder
 from trainer.models.prior import DiffusionPrior
 from trainer.models.upsampler import Upsampler
+from trainer.objectives.ar_prior import ArPriorObjective
 from trainer.objectives.base import Parts
 from trainer.objectives.clip import ClipObjective
 from trainer.objectives.decoder import DecoderObjective
 from trainer.objectives.negatives import OpposedCaptions
 from trainer.objectives.prior import PriorObjective
 from trainer.objectives.upsampler import UpsamplerObjective
+from trainer.pca import Fit, fit_codec
 
 
 def build_clip(config: AnyTrainConfig, device: torch.device) -> Parts:
@@ -62,15 +68,56 @@ def build_prior(config: AnyTrainConfig, device: torch.device) -> Parts:
     return Parts(DiffusionPrior(config.model), PriorObjective(config.objective, text))
 
 
+def build_ar_prior(config: AnyTrainConfig, device: torch.device) -> Parts:
+    """The autoregressive prior over a frozen CLIP's captions; its codec is yet to be fitted."""
+    text = _text_encoder(config, device)
+    return Parts(ArPrior(config.model), ArPriorObjective(config.objective, text))
+
+
+def fit_ar_prior(config: AnyTrainConfig, engine: Engine, catalogue: Catalogue) -> None:
+    """Fit the codec on the data: the first rank reads them, and all take what it found.
+
+    Raises:
+        UserError: the embeddings cannot be read; all ranks raise alike.
+    """
+    model = engine.module
+    assert isinstance(model, ArPrior)
+    found: Fit | str | None = None
+    if engine.rank == 0:
+        try:
+            found = fit_codec(model.codec, catalogue, config.objective.fit_samples)
+        except UserError as error:
+            found = str(error)
+    found = engine.gather(found)[0]
+    if isinstance(found, str):
+        raise UserError(found)
+    assert found is not None
+    model.codec.load_state_dict(found.state)
+    if engine.rank == 0:
+        print(f"{config.out}: {found}", file=sys.stderr)
+
+
 def build_decoder(config: AnyTrainConfig, device: torch.device) -> Parts:
     """The decoder over a frozen CLIP's captions and image embeddings."""
+    _require_channels(config)
     text = _text_encoder(config, device)
     return Parts(Decoder(config.model), DecoderObjective(config.objective, text))
 
 
 def build_upsampler(config: AnyTrainConfig, device: torch.device) -> Parts:
     """An upsampler; it knows no caption."""
+    _require_channels(config)
     return Parts(Upsampler(config.model), UpsamplerObjective(config.objective))
+
+
+def _require_channels(config: AnyTrainConfig) -> None:
+    """The network gives a picture, and twice its channels where variance is learned."""
+    learned, got = config.objective.diffusion.learned_variance, config.model.unet.out_channels
+    if got != (6 if learned else 3):
+        raise UserError(
+            f"model.unet.out_channels: got {got}, expected {6 if learned else 3}"
+            f" with objective.diffusion.learned_variance: {str(learned).lower()}"
+        )
 
 
 def export_clip(run: Path, config: AnyTrainConfig) -> None:
@@ -101,11 +148,10 @@ def load_text_encoder(clip: str) -> TextEncoder:
     return TextEncoder(model, load_tokenizer(name))
 
 
-def load_clip(clip: str) -> tuple[nn.Module, int]:
-    """A frozen CLIP, named as for `load_text_encoder`, and the side of the pictures it sees."""
-    model: Any = _open(clip)[0]
-    side = model.visual.image_size
-    return model, side if isinstance(side, int) else side[0]
+def load_encoders(clip: str) -> tuple[TextEncoder, ImageEncoder]:
+    """Both halves of a frozen CLIP, named as for `load_text_encoder`; they move together."""
+    model, name = _open(clip)
+    return TextEncoder(model, load_tokenizer(name)), ImageEncoder(model)
 
 
 def _open(clip: str) -> tuple[nn.Module, str]:
@@ -178,4 +224,12 @@ def _text_encoder(config: AnyTrainConfig, device: torch.device) -> TextEncoder:
         got = getattr(config.model, field.partition(".")[2])
         if got != expected:
             raise UserError(f"{field}: got {got}, expected {expected} as in {config.clip}")
+    reader = getattr(config.model, "text", None)  # a decoder's own
+    if reader is not None:
+        if reader.context_length < text.context_length:
+            raise UserError(
+                f"model.text.context_length: got {reader.context_length}, expected at least the "
+                f"{text.context_length} tokens of {config.clip}"
+            )
+        text.lengthen(reader.context_length)
     return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -293,6 +294,33 @@ def ema(
             f"{out}: {out.stat().st_size / 1e6:.1f} MB, {made.averages} averages up to "
             f"{made.samples} samples, error {made.error:.2%}"
         )
+
+
+@checkpoint_app.command(
+    epilog="Examples: `unclip checkpoint analytic runs/prior` · "
+    "`unclip checkpoint analytic runs/prior --samples 4096 --weights raw`"
+)
+def analytic(
+    run: Run,
+    samples: Annotated[int, typer.Option(min=1, help="Of the run's data, the first.")] = 1024,
+    steps: Annotated[
+        int, typer.Option(min=2, help="Timesteps measured; others lie on lines between them.")
+    ] = 64,
+    weights: Annotated[
+        str, typer.Option(help="`ema`, `raw` and the like: those that will be sampled.")
+    ] = "ema",
+    at: At = None,
+    json: Json = False,
+) -> None:
+    """Measure what a cascade's `sampler: analytic` needs of a RUN, over its data; kept in it."""
+    from trainer.sampling.analytic import RECORD, measure_scores
+
+    _require_run(run)
+    found = measure_scores(run, samples, steps, weights, at)
+    if json:
+        emit_json({"out": str(run / RECORD), **asdict(found)})
+    else:
+        typer.echo(f"{run / RECORD}: {len(found.gamma)} timesteps, {found.samples} samples")
 
 
 def _row(folder: Path) -> dict[str, Any]:

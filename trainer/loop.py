@@ -129,6 +129,8 @@ def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
             _tell(config, resumed_from)
         if resumed_from is None and config.init_from is not None:
             session.begin_with(parse_origin(config.init_from))
+        elif resumed_from is None:
+            STAGES[config.stage].fit(config, engine, catalogue)
         if engine.rank == 0:
             write_record(config, engine)
         with session.saver:

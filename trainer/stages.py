@@ -16,18 +16,24 @@ from base import yaml
 from base.config import load_config
 from base.errors import UserError
 from trainer.builders import (
+    build_ar_prior,
     build_clip,
     build_decoder,
     build_prior,
     build_upsampler,
     export_clip,
+    fit_ar_prior,
 )
 from trainer.checkpoint.export import read_weights
 from trainer.config import AnyTrainConfig, TrainConfig
+from trainer.engine.base import Engine
+from trainer.loader.catalogue import Catalogue
+from trainer.models.ar_prior import ArPriorConfig
 from trainer.models.clip import ClipConfig
 from trainer.models.decoder import DecoderConfig
 from trainer.models.prior import PriorConfig
 from trainer.models.upsampler import UpsamplerConfig
+from trainer.objectives.ar_prior import ArPriorObjectiveConfig
 from trainer.objectives.base import Parts
 from trainer.objectives.clip import ClipObjectiveConfig
 from trainer.objectives.decoder import DecoderObjectiveConfig
@@ -36,6 +42,10 @@ from trainer.objectives.upsampler import UpsamplerObjectiveConfig
 from trainer.record import CONFIG
 
 __all__ = ["STAGES", "Parts", "Stage", "load_train_config", "load_weights"]
+
+
+def _nothing_to_fit(config: AnyTrainConfig, engine: Engine, catalogue: Catalogue) -> None:
+    """Most stages know of the data only what they learn."""
 
 
 def _nothing(run: Path, config: AnyTrainConfig) -> None:
@@ -48,13 +58,16 @@ class Stage:
 
     `model` and `objective` are frozen dataclasses (or Configs) that become the sections of those
     names; `build` makes the parts, tensors of the objective on the given device, the model on the
-    CPU; `finish` runs on rank 0 whenever a run is found complete, so it must be idempotent.
+    CPU; `fit` sets what the model takes from the data before the first step of a run that begins
+    with random weights, on all ranks alike; `finish` runs on rank 0 whenever a run is found
+    complete, so it must be idempotent.
     """
 
     model: type
     objective: type
     build: Callable[[AnyTrainConfig, torch.device], Parts]
     finish: Callable[[Path, AnyTrainConfig], None] = _nothing
+    fit: Callable[[AnyTrainConfig, Engine, Catalogue], None] = _nothing_to_fit
 
     @property
     def config(self) -> type[AnyTrainConfig]:
@@ -67,6 +80,7 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "clip": Stage(ClipConfig, ClipObjectiveConfig, build_clip, export_clip),
     "prior": Stage(PriorConfig, PriorObjectiveConfig, build_prior),
+    "ar_prior": Stage(ArPriorConfig, ArPriorObjectiveConfig, build_ar_prior, fit=fit_ar_prior),
     "decoder": Stage(DecoderConfig, DecoderObjectiveConfig, build_decoder),
     "upsampler": Stage(UpsamplerConfig, UpsamplerObjectiveConfig, build_upsampler),
 }

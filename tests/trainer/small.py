@@ -35,7 +35,7 @@ class Captions:
 
     def __call__(self, tokens: Tensor) -> TextStates:
         states = torch.ones(*tokens.shape, WIDTH, device=tokens.device)
-        return TextStates(states, tokens >= 0, states[:, 0] / WIDTH**0.5)
+        return TextStates(states, tokens >= 0, states[:, 0] / WIDTH**0.5, tokens)
 
 
 def unet(**more: Any) -> UNetConfig:

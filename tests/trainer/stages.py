@@ -13,8 +13,8 @@ from trainer.loop import train
 from trainer.stages import load_train_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "micro"
-STAGES = ("clip", "prior", "decoder", "up64", "up256")
-ON_RANKS = {"clip": 3, "prior": 1, "decoder": 2, "up64": 3}  # with which ZeRO stage
+STAGES = ("clip", "prior", "ar_prior", "decoder", "up64", "up256")
+ON_RANKS = {"clip": 3, "prior": 1, "ar_prior": 3, "decoder": 2, "up64": 3}  # with which ZeRO stage
 
 
 def stage_config(name: str, data: Path, folder: Path, run: str, *more: str) -> AnyTrainConfig:
@@ -30,7 +30,7 @@ def stage_config(name: str, data: Path, folder: Path, run: str, *more: str) -> A
         "train.engine=local",
         "train.threads=1",
     ]
-    if name in ("prior", "decoder"):
+    if name in ("prior", "ar_prior", "decoder"):
         overrides.append(f"clip={folder / 'clip'}")
     return load_train_config(CONFIGS / f"{name}.yaml", [*overrides, *more])
 

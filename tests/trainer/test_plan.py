@@ -94,6 +94,17 @@ def test_activations_that_are_computed_again_are_what_a_real_run_allocates(preci
     assert plans[1].options[0].memory.total == pytest.approx(allocated(again), rel=0.1)
 
 
+def test_attention_that_is_computed_again_is_planned() -> None:
+    """The same kernel both times, or as many tensors would not be kept."""
+    activations = {}
+    for again in ("false", "true"):
+        config = load_train_config(
+            CONFIGS / "prior.yaml", [f"train.checkpoint_activations={again}", "model.layers=4"]
+        )
+        activations[again] = make_plan(config, replace(ALONE, kind="cuda")).options[0].memory
+    assert activations["true"].activations < 0.8 * activations["false"].activations
+
+
 def test_copies_of_saves_are_in_the_host_s_memory() -> None:
     plan = make_plan(upsampler("train.async_save=true", "ema.powers=[0.05]"), ALONE)
     assert {option.host for option in plan.options} == {(4 + 8 + 2 * 4) * plan.parameters}
@@ -144,7 +155,7 @@ def test_every_stage_is_planned_without_its_data_and_its_clip(name: str, kind: K
     assert [option.engine for option in plan.options] == [f"zero {stage}" for stage in range(4)]
     assert {option.fits for option in plan.options} == {True}
     assert plan.parameters > 0
-    assert (plan.frozen > 0) == (name in ("prior", "decoder"))
+    assert (plan.frozen > 0) == (name in ("prior", "ar_prior", "decoder"))
     memory = [option.memory for option in plan.options]
     assert memory[0].moments == 8 * plan.parameters
     assert memory[1].moments == 8 * ((plan.parameters + 1) // 2)

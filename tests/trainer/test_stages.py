@@ -20,7 +20,7 @@ from base.errors import UserError
 from base.files import sha256_file
 from data_pipeline.schema.dataset import read_dataset
 from trainer.batch import Needs
-from trainer.builders import load_clip
+from trainer.builders import load_encoders
 from trainer.checkpoint.export import read_weights
 from trainer.loader.samples import SampleReader
 from trainer.loop import train
@@ -165,6 +165,6 @@ def test_a_clip_that_was_trained_further_is_exported_anew(data: Path, tmp_path: 
     assert weights.stat().st_mtime_ns == written  # nothing has changed
     train(stage_config("clip", data, tmp_path, "clip", "train.samples=64"))
     assert sha256_file(weights) != first
-    exported = load_clip(str(run))[0].state_dict()
+    exported = load_encoders(str(run))[1].module.state_dict()
     for name, value in read_weights(run, "ema").items():
         assert torch.equal(exported[name.removeprefix("clip.")], value), name

@@ -61,7 +61,8 @@ class Spy:
 
 def states(values: list[float]) -> TextStates:
     embedding = torch.tensor(values)[:, None]
-    return TextStates(embedding[:, None], torch.ones(len(values), 1, dtype=torch.bool), embedding)
+    seen = torch.ones(len(values), 1, dtype=torch.bool)
+    return TextStates(embedding[:, None], seen, embedding, seen.long())
 
 
 def numbered(count: int) -> Pairs:

@@ -47,9 +47,15 @@ def shrink(x: Tensor, factor: int) -> Tensor:
     return F.avg_pool2d(x, factor)
 
 
-def enlarge(x: Tensor, factor: int) -> Tensor:
-    """Bicubic. [B, C, h, w] → [B, C, h · factor, w · factor]."""
-    return F.interpolate(x, scale_factor=float(factor), mode="bicubic", align_corners=False)
+def enlarge(x: Tensor, factor: int, antialias: bool = False) -> Tensor:
+    """Bicubic. [B, C, h, w] → [B, C, h · factor, w · factor].
+
+    With `antialias` torch takes the cubic with a = -0.5, as Pillow and Karlo do, otherwise -0.75.
+    """
+    scale = float(factor)
+    return F.interpolate(
+        x, scale_factor=scale, mode="bicubic", align_corners=False, antialias=antialias
+    )
 
 
 def degrade(x: Tensor, config: DegradationConfig, random: Draws) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Schedule = Literal["cosine", "linear"]
+Spacing = Literal["even", "trailing"]
 _MAX_BETA = 0.999
 
 
@@ -38,13 +39,28 @@ def alphas_cumprod(schedule: Schedule, steps: int) -> Tensor:
     return {"cosine": cosine_alphas, "linear": linear_alphas}[schedule](steps)
 
 
-def spaced_timesteps(total: int, steps: int) -> list[int]:
-    """`steps` of the `total` timesteps, evenly spaced, noisiest first, both ends included.
+def zero_terminal_snr(alphas: Tensor) -> Tensor:
+    """ᾱ shifted and scaled so that the last one is 0 and the first stays (Lin et al. 2023, alg. 1).
+
+    √ᾱ is what is moved. With it the noisiest x_t is noise alone, as sampling takes it to be.
+    """
+    signal = alphas.sqrt()
+    first, last = signal[0].clone(), signal[-1].clone()
+    return ((signal - last) * (first / (first - last))) ** 2
+
+
+def spaced_timesteps(total: int, steps: int, spacing: Spacing = "even") -> list[int]:
+    """`steps` of the `total` timesteps, noisiest first.
+
+    `even`: both ends included. `trailing` (Lin et al. 2023, table 2): the noisiest included, and as
+    far between the cleanest and x_0 as between any two.
 
     Raises ValueError when more steps are asked for than there are.
     """
     if not 1 <= steps <= total:
         raise ValueError(f"steps: got {steps}, expected 1 to {total}")
+    if spacing == "trailing":
+        return [round(total - i * total / steps) - 1 for i in range(steps)]
     if steps == 1:
         return [total - 1]
     return [round(i * (total - 1) / (steps - 1)) for i in reversed(range(steps))]

@@ -139,10 +139,7 @@ def _point_into(parameters: Sequence[nn.Parameter], flat: Tensor, gradients: Ten
 
 
 def _cast_rest(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast untrained parameters and floating buffers, as DeepSpeed does."""
-    if dtype == torch.float32:
-        return
-    rest = [p for p in module.parameters() if not p.requires_grad] + list(module.buffers())
-    for tensor in rest:
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
+    """Cast untrained parameters and floating buffers, as DeepSpeed does: those that a module lets
+    be cast. Trained ones are of this kind already, and stay where they are."""
+    if dtype != torch.float32:
+        module.to(dtype)

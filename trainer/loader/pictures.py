@@ -29,11 +29,16 @@ def decode_square(data: bytes, side: int, name: Callable[[], str]) -> Pixels:
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=side, min_width=side)
     except ValueError as error:
         raise UserError(f"{name()}: not a readable JPEG ({error}); verify the data") from error
+    return square(pixels, side)
+
+
+def square(pixels: Pixels, side: int) -> Pixels:
+    """The middle square of pixels [H, W, 3], scaled to [side, side, 3]."""
     height, width = pixels.shape[:2]
     if height != width:
-        square = min(height, width)
-        top, left = (height - square) // 2, (width - square) // 2
-        pixels = pixels[top : top + square, left : left + square]
+        short = min(height, width)
+        top, left = (height - short) // 2, (width - short) // 2
+        pixels = pixels[top : top + short, left : left + short]
     if pixels.shape[0] == side:
         return pixels
     how = cv2.INTER_AREA if pixels.shape[0] > side else cv2.INTER_CUBIC

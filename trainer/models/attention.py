@@ -25,11 +25,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The same in three products, for a CPU."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [B, heads, N, M]
+    """The same in three products, for a CPU.
+
+    q is scaled before the product, and fp16, whose largest number is 65,504, is left for it and the
+    softmax, as the fused kernels do: an infinite score would make its row NaN.
+    """
+    scaled = q * q.shape[-1] ** -0.5
+    if q.dtype == torch.float16:
+        scaled, k = scaled.float(), k.float()
+    scores = scaled @ k.transpose(-1, -2)  # [B, heads, N, M]
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    out: Tensor = scores.softmax(dim=-1) @ v
+    out: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v
     return out
 
 

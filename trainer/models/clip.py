@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from .attention import fast_attention_of_others
 
-Tokenizer = Callable[[list[str]], Tensor]
-"""Captions → tokens, int64 [B, L]."""
+Tokenizer = Callable[..., Tensor]
+"""Captions, and `context_length` where it is not the model's own → tokens, int64 [B, L]."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,16 @@ def _end(tokens: Tensor) -> Tensor:
     return tokens.argmax(dim=1)
 
 
+def _shortened(tokens: Tensor, length: int) -> Tensor:
+    """The first `length` of tokens [B, L], the last of them the end token where it was cut off."""
+    if tokens.shape[1] <= length:
+        return tokens
+    places = torch.arange(length, device=tokens.device)
+    cut = (_end(tokens)[:, None] >= length) & (places == length - 1)  # [B, length]
+    ends = tokens.amax(dim=1, keepdim=True)  # the end token's number is the highest
+    return torch.where(cut, ends, tokens[:, :length])
+
+
 def run_text_tower(clip: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """tokens int64 [B, L] → states [B, longest caption, W] after the final norm, and their
     projection at the end token [B, D], not normalised.
@@ -212,6 +222,7 @@ class TextStates(NamedTuple):
     states: Tensor  # [B, L, W], after the final layer norm; undefined where the mask is False
     mask: Tensor  # bool [B, L], True up to the end token
     embedding: Tensor  # float32 [B, D], unit length
+    tokens: Tensor  # int64 [B, at least L], for a decoder that reads them itself
 
 
 class TextEncoder:
@@ -226,6 +237,7 @@ class TextEncoder:
             )
         self.tokenizer = tokenizer
         self.null_tokens: Tensor = tokenizer([""])[0]  # [L]
+        self._seen = len(self.null_tokens)
 
     @property
     def width(self) -> int:
@@ -234,7 +246,7 @@ class TextEncoder:
 
     @property
     def context_length(self) -> int:
-        """Number of tokens L."""
+        """Number of tokens that a caption is given as: CLIP's own, unless `lengthen` says more."""
         return len(self.null_tokens)
 
     @property
@@ -248,15 +260,46 @@ class TextEncoder:
         self.null_tokens = self.null_tokens.to(device)
         return self
 
+    def lengthen(self, length: int) -> TextEncoder:
+        """Take captions of up to `length` tokens, where that is more than CLIP's own number: CLIP
+        sees the beginning of them, as its tokenizer would have cut it."""
+        more = max(0, length - len(self.null_tokens))
+        self.null_tokens = F.pad(self.null_tokens, (0, more))
+        return self
+
     @torch.no_grad()
     def __call__(self, tokens: Tensor) -> TextStates:
-        """tokens int64 [B, L]."""
+        """tokens int64 [B, as many as `context_length`]."""
+        seen = _shortened(tokens, self._seen)  # [B, L]
         with fast_attention_of_others(tokens.device):
-            states, pooled = run_text_tower(self.module, tokens)
-        states = F.pad(states, (0, 0, 0, tokens.shape[1] - states.shape[1]))  # [B, L, W]
-        mask = torch.arange(tokens.shape[1], device=tokens.device) <= _end(tokens)[:, None]
-        return TextStates(states, mask, F.normalize(pooled.float(), dim=-1))
+            states, pooled = run_text_tower(self.module, seen)
+        states = F.pad(states, (0, 0, 0, seen.shape[1] - states.shape[1]))  # [B, L, W]
+        mask = torch.arange(seen.shape[1], device=tokens.device) <= _end(seen)[:, None]
+        return TextStates(states, mask, F.normalize(pooled.float(), dim=-1), tokens)
 
     def encode(self, captions: list[str]) -> TextStates:
         """Tokenise and encode captions."""
-        return self(self.tokenizer(captions).to(self.null_tokens.device))
+        tokens = self.tokenizer(captions, context_length=self.context_length)
+        return self(tokens.to(self.null_tokens.device))
+
+
+class ImageEncoder:
+    """A frozen CLIP's image tower: the image embedding z_i."""
+
+    def __init__(self, clip: nn.Module) -> None:
+        self.module: Any = clip
+
+    @property
+    def side(self) -> int:
+        """Of the pictures that it sees."""
+        side = self.module.visual.image_size
+        return int(side if isinstance(side, int) else side[0])
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """Square pictures, uint8 [B, 3, H, H] → float32 [B, D], unit length."""
+        size = (self.side, self.side)
+        sized = F.interpolate(image.float(), size, mode="bicubic", antialias=True)
+        pixels = normalise_pixels(sized.round().clamp(0, 255))
+        with fast_attention_of_others(image.device):
+            return F.normalize(self.module.encode_image(pixels).float(), dim=-1)

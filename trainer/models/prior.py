@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import attention
 from .embeddings import TimestepMLP
+from .transformer import Block, causal_mask
 
 _EXTRA_TOKENS = 4  # text embedding, timestep, noised image embedding, final learned token
 
@@ -30,31 +30,6 @@ class PriorConfig:
     heads: int = 32
     head_width: int = 64
     dropout: float = 0.0
-
-
-class _Block(nn.Module):
-    """Pre-norm transformer block: masked self-attention, then a GELU MLP, four times as wide."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm_attention = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, 4 * width)
-        self.contract = nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        b, n, w = x.shape
-        qkv = self.qkv(self.norm_attention(x)).view(b, n, 3, self.heads, w // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, head width]
-        attended = attention(q, k, v, mask)
-        x = x + self.dropout(self.out(attended.transpose(1, 2).reshape(b, n, w)))
-        hidden = F.gelu(self.expand(self.norm_mlp(x)))
-        out: Tensor = x + self.dropout(self.contract(hidden))
-        return out
 
 
 class DiffusionPrior(nn.Module):
@@ -75,7 +50,7 @@ class DiffusionPrior(nn.Module):
         self.final_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, tokens, width))
         self.blocks = nn.ModuleList(
-            _Block(width, config.heads, config.dropout) for _ in range(config.layers)
+            Block(width, config.heads, config.dropout) for _ in range(config.layers)
         )
         self.norm_out = nn.LayerNorm(width)
         self.image_out = nn.Linear(width, config.embedding_dim)
@@ -91,10 +66,8 @@ class DiffusionPrior(nn.Module):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 nn.init.zeros_(module.bias)
         for block in self.blocks:
-            assert isinstance(block, _Block)
-            # Residual outputs start small, so that depth does not scale the signal (GPT-2).
-            for layer in (block.out, block.contract):
-                layer.weight.data.mul_((2 * self.config.layers) ** -0.5)
+            assert isinstance(block, Block)
+            block.shrink_outputs(self.config.layers)
         nn.init.normal_(self.positions, std=0.01)
         nn.init.normal_(self.final_token, std=0.01)
 
@@ -128,12 +101,9 @@ class DiffusionPrior(nn.Module):
             dim=1,
         )  # [B, L + 4, width]
         keep = F.pad(text_mask, (0, _EXTRA_TOKENS), value=True)  # [B, L + 4]
-        causal = keep.new_ones(keep.shape[1], keep.shape[1]).tril()
-        # A padded token's own row must keep one key, or its softmax has none and gives NaN.
-        diagonal = torch.eye(keep.shape[1], dtype=torch.bool, device=keep.device)
-        mask = (causal & keep[:, None, :]) | diagonal  # [B, L + 4, L + 4]
+        mask = causal_mask(keep)  # [B, 1, L + 4, L + 4]
         x = sequence + self.positions
         for block in self.blocks:
-            x = block(x, mask[:, None])
+            x = block(x, mask)
         out: Tensor = self.image_out(self.norm_out(x[:, -1]))
         return out

@@ -26,7 +26,8 @@ class UNetConfig:
 
     `context_width` is the width of the tokens that attention sees beside the picture (0: none).
     `patch` folds patch × patch pixels into channels at the entry: 1 in the paper, 2 makes the
-    largest level four times cheaper.
+    largest level four times cheaper. `norm_groups` is the number of groups of every group norm
+    (Karlo and diffusers: 32); None: 32, or as many groups of four channels as a small net has.
     """
 
     in_channels: int = 3
@@ -40,18 +41,28 @@ class UNetConfig:
     scale_shift: bool = True
     dropout: float = 0.0
     patch: int = 1
+    norm_groups: int | None = None
 
     @property
     def time_width(self) -> int:
         return 4 * self.channels
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    """Group norm with 32 groups, or as many groups of four channels as a small net has."""
-    groups = (
-        _GROUPS if channels % _GROUPS == 0 and channels >= 4 * _GROUPS else max(channels // 4, 1)
-    )
-    return nn.GroupNorm(groups, channels)
+def group_count(channels: int, config: UNetConfig) -> int:
+    """Groups of the group norm over so many channels."""
+    if config.norm_groups is None:
+        if channels % _GROUPS == 0 and channels >= 4 * _GROUPS:
+            return _GROUPS
+        return next(count for count in range(max(channels // 4, 1), 0, -1) if channels % count == 0)
+    if channels % config.norm_groups:
+        raise ValueError(
+            f"norm_groups: got {config.norm_groups}, expected a divisor of a level's {channels}"
+        )
+    return config.norm_groups
+
+
+def _norm(channels: int, config: UNetConfig) -> nn.GroupNorm:
+    return nn.GroupNorm(group_count(channels, config), channels)
 
 
 def _zeroed(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
@@ -69,10 +80,10 @@ class ResBlock(nn.Module):
         super().__init__()
         self.resize = resize
         self.scale_shift = config.scale_shift
-        self.norm_in = _norm(cin)
+        self.norm_in = _norm(cin, config)
         self.conv_in = nn.Conv2d(cin, cout, 3, padding=1)
         self.time = nn.Linear(config.time_width, 2 * cout if config.scale_shift else cout)
-        self.norm_out = _norm(cout)
+        self.norm_out = _norm(cout, config)
         self.dropout = nn.Dropout(config.dropout)
         self.conv_out = _zeroed(nn.Conv2d(cout, cout, 3, padding=1))
         self.skip = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
@@ -108,7 +119,7 @@ class AttentionBlock(nn.Module):
                 f"head_width: got {config.head_width}, "
                 f"expected a divisor of the {channels} channels of a level with attention"
             )
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, config)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.context_kv = (
             nn.Linear(config.context_width, 2 * channels) if config.context_width else None
@@ -167,7 +178,7 @@ class UNet(nn.Module):
         self.middle_in = _Stage(width, width, config, has_attention)
         self.middle_out = _Stage(width, width, config, False)
         self.up = self._build_up(config, widths)
-        self.norm_out = _norm(config.channels * config.multipliers[0])
+        self.norm_out = _norm(config.channels * config.multipliers[0], config)
         self.conv_out = _zeroed(
             nn.Conv2d(
                 config.channels * config.multipliers[0], config.out_channels * fold, 3, padding=1

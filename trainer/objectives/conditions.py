@@ -5,18 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.diffusion.process import Diffusion
-from trainer.rng import SampleRandom
-
 
 def drop_captions(tokens: Tensor, keep: Tensor, null_tokens: Tensor) -> Tensor:
     """Tokens [B, L] with those of the empty caption [L] where `keep` (bool [B]) is False."""
     return torch.where(keep[:, None], tokens, null_tokens.to(tokens.device))
-
-
-def draw_timesteps(random: SampleRandom, diffusion: Diffusion) -> Tensor:
-    """Each sample's timestep, int64 [B] in 0 … T-1."""
-    return random.integers("timestep", diffusion.steps)
 
 
 def to_signal(image: Tensor) -> Tensor:

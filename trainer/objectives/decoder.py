@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from trainer.batch import Batch, Needs
-from trainer.diffusion.process import Diffusion, DiffusionConfig, mean_squared_error
+from trainer.diffusion.denoiser import Network
+from trainer.diffusion.loss import LossConfig
+from trainer.diffusion.process import Diffusion, DiffusionConfig
 from trainer.models.clip import TextEncoder
 from trainer.rng import SampleRandom
 
-from .conditions import draw_timesteps, drop_captions, to_signal
+from .conditions import drop_captions, to_signal
+from .denoising import draw_timesteps, loss_at_random_times
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,14 @@ class DecoderObjectiveConfig:
 
     image_size: int = 64
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     embedding_scale: float = 17.2
     drop_image: float = 0.1
     drop_text: float = 0.5
 
 
 class DecoderObjective:
-    """Mean squared error of the network's output on pictures with z_i and caption."""
+    """Pictures, given z_i and caption: the network's error, and the bound of a learned variance."""
 
     def __init__(self, config: DecoderObjectiveConfig, text: TextEncoder) -> None:
         self.config = config
@@ -43,6 +47,23 @@ class DecoderObjective:
     def begin(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         """Nothing is shared between micro-batches."""
 
+    def given(self, model: nn.Module, batch: Batch, random: SampleRandom) -> tuple[Tensor, Network]:
+        """x_0 of the batch, and the model under the batch's conditions, some of them dropped."""
+        assert batch.image is not None
+        assert batch.image_embedding is not None
+        assert batch.tokens is not None
+        keep_text = random.uniform("drop_text") >= self.config.drop_text  # [B]
+        keep_image = random.uniform("drop_image") >= self.config.drop_image  # [B]
+        text = self.text(drop_captions(batch.tokens, keep_text, self.text.null_tokens))
+        z_i = self.config.embedding_scale * batch.image_embedding  # [B, D]
+        x0 = to_signal(batch.image)  # [B, 3, S, S]
+
+        def network(x_t: Tensor, t: Tensor) -> Tensor:
+            output: Tensor = model(x_t, t, z_i, keep_image, *text)
+            return output
+
+        return x0, network
+
     def loss(
         self,
         model: nn.Module,
@@ -52,19 +73,10 @@ class DecoderObjective:
         index: int,
     ) -> Tensor:
         """[B]"""
-        assert batch.image is not None
-        assert batch.image_embedding is not None
-        assert batch.tokens is not None
-        keep_text = random.uniform("drop_text") >= self.config.drop_text  # [B]
-        keep_image = random.uniform("drop_image") >= self.config.drop_image  # [B]
-        text = self.text(drop_captions(batch.tokens, keep_text, self.text.null_tokens))
-        z_i = self.config.embedding_scale * batch.image_embedding  # [B, D]
-        x0 = to_signal(batch.image)  # [B, 3, S, S]
-        t = draw_timesteps(random, self.diffusion)  # [B]
-        noise = random.normal("noise", *x0.shape[1:])
-        x_t = self.diffusion.add_noise(x0, t, noise)
-        output = model(x_t, t, z_i, keep_image, text.states, text.mask)
-        return mean_squared_error(output, self.diffusion.target(x0, t, noise))
+        x0, network = self.given(model, batch, random)
+        return loss_at_random_times(
+            self.diffusion, self.config.loss, network, x0, random, levels=True
+        )
 
     def times(self, random: SampleRandom) -> Tensor:
         """[B]"""

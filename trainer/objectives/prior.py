@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from trainer.batch import Batch, Needs
-from trainer.diffusion.process import Diffusion, DiffusionConfig, mean_squared_error
+from trainer.diffusion.denoiser import Network
+from trainer.diffusion.loss import LossConfig
+from trainer.diffusion.process import Diffusion, DiffusionConfig
 from trainer.models.clip import TextEncoder
 from trainer.rng import SampleRandom
 
-from .conditions import draw_timesteps, drop_captions
+from .conditions import drop_captions
+from .denoising import draw_timesteps, loss_at_random_times
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,19 @@ class PriorObjectiveConfig:
     CLIP; about √D brings each coordinate to unit variance), caption dropped in 10 %."""
 
     diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(predicts="x0"))
+    loss: LossConfig = field(default_factory=LossConfig)
     embedding_scale: float = 17.2
     drop_text: float = 0.1
 
+    def __post_init__(self) -> None:
+        if self.diffusion.learned_variance:
+            raise ValueError(
+                "diffusion.learned_variance: got true, expected false: a prior predicts x_0 alone"
+            )
+
 
 class PriorObjective:
-    """Mean squared error of the predicted clean image embedding, in the scaled space."""
+    """The error of the predicted clean image embedding, in the scaled space."""
 
     def __init__(self, config: PriorObjectiveConfig, text: TextEncoder) -> None:
         self.config = config
@@ -38,6 +48,23 @@ class PriorObjective:
     def begin(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         """Nothing is shared between micro-batches."""
 
+    def given(self, model: nn.Module, batch: Batch, random: SampleRandom) -> tuple[Tensor, Network]:
+        """x_0 of the batch, and the model under the batch's conditions, some of them dropped."""
+        assert batch.image_embedding is not None
+        assert batch.text_embedding is not None
+        assert batch.tokens is not None
+        keep = random.uniform("drop_text") >= self.config.drop_text  # [B]
+        text = self.text(drop_captions(batch.tokens, keep, self.text.null_tokens))
+        # The stored z_t where the caption is kept; the empty caption's where it is dropped.
+        z_t = torch.where(keep[:, None], batch.text_embedding, text.embedding)  # [B, D]
+        x0 = self.config.embedding_scale * batch.image_embedding  # [B, D]
+
+        def network(x_t: Tensor, t: Tensor) -> Tensor:
+            output: Tensor = model(x_t, t, text.states, text.mask, z_t)
+            return output
+
+        return x0, network
+
     def loss(
         self,
         model: nn.Module,
@@ -47,19 +74,10 @@ class PriorObjective:
         index: int,
     ) -> Tensor:
         """[B]"""
-        assert batch.image_embedding is not None
-        assert batch.text_embedding is not None
-        assert batch.tokens is not None
-        keep = random.uniform("drop_text") >= self.config.drop_text  # [B]
-        text = self.text(drop_captions(batch.tokens, keep, self.text.null_tokens))
-        # The stored z_t where the caption is kept; the empty caption's where it is dropped.
-        z_t = torch.where(keep[:, None], batch.text_embedding, text.embedding)  # [B, D]
-        x0 = self.config.embedding_scale * batch.image_embedding  # [B, D]
-        t = draw_timesteps(random, self.diffusion)  # [B]
-        noise = random.normal("noise", x0.shape[1])
-        x_t = self.diffusion.add_noise(x0, t, noise)
-        output = model(x_t, t, text.states, text.mask, z_t)
-        return mean_squared_error(output, self.diffusion.target(x0, t, noise))
+        x0, network = self.given(model, batch, random)
+        return loss_at_random_times(
+            self.diffusion, self.config.loss, network, x0, random, levels=False
+        )
 
     def times(self, random: SampleRandom) -> Tensor:
         """[B]"""

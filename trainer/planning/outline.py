@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from base.errors import UserError
@@ -24,6 +25,7 @@ from trainer.stages import STAGES
 META = torch.device("meta")
 Kind = Literal["cuda", "cpu"]
 _COUNTED = 2  # samples: a batch norm refuses one
+_TORCHS_OWN = F.scaled_dot_product_attention
 
 
 def outline(config: AnyTrainConfig, precision: Precision) -> Parts:
@@ -67,7 +69,7 @@ def activation_bytes(config: AnyTrainConfig, parts: Parts, micro: int, kind: Kin
         parameter.grad = torch.zeros_like(parameter)
     held = [*parts.model.parameters(), *parts.model.buffers()]
     gradients = [parameter.grad for parameter in held if parameter.grad is not None]
-    with _AttentionOf(kind):
+    with _attention_of(kind):
         context = parts.objective.begin(parts.model, batches)
         with Alive([*held, *gradients]) as alive:
             _pass(parts, batches[0], context)
@@ -100,26 +102,17 @@ def _example(config: AnyTrainConfig, needs: Needs, size: int) -> Batch:
     )
 
 
-class _AttentionOf(TorchFunctionMode):
+@contextmanager
+def _attention_of(kind: Kind) -> Iterator[None]:
     """Attention as a GPU computes it when there is a mask, or as our models do on a CPU.
 
-    Meta tensors would take a third way, which computes in float32.
+    Meta tensors would take a third way, which computes in float32. It holds in every thread: what
+    is computed again in a backward pass is not in this one.
     """
-
-    def __init__(self, kind: Kind) -> None:
-        super().__init__()
-        self._own = _fused if kind == "cuda" else _written_out
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return self._own(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    with patch.object(
+        F, "scaled_dot_product_attention", _fused if kind == "cuda" else _written_out
+    ):
+        yield
 
 
 def _written_out(
@@ -127,7 +120,7 @@ def _written_out(
 ) -> Tensor:
     if attn_mask is None or attn_mask.dtype == torch.bool:
         return written_out(q, k, v, attn_mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask)  # of other people's modules
+    return _TORCHS_OWN(q, k, v, attn_mask)  # of other people's modules
 
 
 def _fused(

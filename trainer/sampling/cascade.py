@@ -8,17 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.builders import load_text_encoder
+from trainer.builders import load_encoders
 from trainer.config import Precision
 from trainer.engine.open import hardware_precision
 from trainer.engine.processes import local_device
-from trainer.models.clip import TextEncoder, TextStates
-from trainer.objectives.conditions import to_pixels
+from trainer.models.clip import ImageEncoder, TextEncoder, TextStates
+from trainer.objectives.conditions import to_signal
 from trainer.rng import SampleRandom
 
+from .ar_prior import ArPart
 from .config import CascadeConfig
-from .drawing import decode, no_captions, sample_prior, upsample
-from .parts import Part, load_part
+from .drawing import decode, decoder_denoiser, invert, no_captions, sample_prior, upsample
+from .inputs import fitted
+from .parts import Part, load_part, load_prior
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,23 @@ class Cascade:
     config: CascadeConfig
     device: torch.device
     text: TextEncoder
-    prior: Part
+    image: ImageEncoder
+    prior: Part | ArPart
     decoder: Part
     upsamplers: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        reader = self.decoder.config.model.text  # a decoder's own
+        if reader is not None:
+            self.text.lengthen(reader.context_length)
+
+    @property
+    def side(self) -> int:
+        """Of the finished pictures, in pixels."""
+        side: int = self.decoder.config.objective.image_size
+        for part in self.upsamplers:
+            side *= part.config.objective.factor
+        return side
 
     def captions(self, captions: Sequence[str]) -> TextStates:
         """Encode captions."""
@@ -44,9 +60,16 @@ class Cascade:
         """The empty caption, `count` times."""
         return no_captions(self.text, count)
 
-    def sample_prior(self, text: TextStates, random: SampleRandom) -> Tensor:
+    def look(self, pictures: Tensor) -> Tensor:
+        """z_i of pictures (uint8 [B, 3, H, H]) as CLIP sees them: unit length, float32 [B, D]."""
+        return self.image(pictures.to(self.device))
+
+    def sample_prior(
+        self, text: TextStates, random: SampleRandom, null: TextStates | None = None
+    ) -> Tensor:
         """z_i of captions, unit length, float32 [B, D]: of several samples the nearest to z_t."""
-        return sample_prior(self.prior, text, self.no_captions(len(text.embedding)), random)
+        null = self.no_captions(len(text.embedding)) if null is None else null
+        return sample_prior(self.prior, text, null, random)
 
     def decode(
         self,
@@ -54,13 +77,34 @@ class Cascade:
         text: TextStates,
         random: SampleRandom,
         keep_image: bool = True,
+        *,
+        null: TextStates | None = None,
+        start: Tensor | None = None,
+        eta: float | None = None,
+        plain: bool = False,
     ) -> Tensor:
         """The decoder's picture in [-1, 1], float32 [B, 3, S, S].
 
         image_embedding [B, D] of unit length; without `keep_image` it is dropped, as in training.
+        `null` is what guidance leads away from (the empty caption), `start` x_T where it is not
+        drawn; with `eta` it is DDIM, with `plain` without guidance and thresholds, as x_T of
+        `invert` wants it.
+        """
+        null = self.no_captions(len(image_embedding)) if null is None else null
+        return decode(
+            *(self.decoder, image_embedding, text, null, random, keep_image),
+            *(start, eta, plain),
+        )
+
+    def invert(self, pictures: Tensor, image_embedding: Tensor, text: TextStates) -> Tensor:
+        """x_T of pictures (uint8 [B, 3, H, H]) under z_i and caption, float32 [B, 3, S, S].
+
+        From it `decode` makes the pictures again, with `eta` 0 and `plain`.
         """
         null = self.no_captions(len(image_embedding))
-        return decode(self.decoder, image_embedding, text, null, random, keep_image)
+        denoise = decoder_denoiser(self.decoder, image_embedding, text, null, plain=True)
+        small = fitted(pictures, self.decoder.config.objective.image_size)
+        return invert(self.decoder, denoise, to_signal(small).to(self.device))
 
     def upsample(self, picture: Tensor, random: SampleRandom) -> Tensor:
         """All upsamplers in order: [B, 3, S, S] → [B, 3, S', S'], in [-1, 1]."""
@@ -68,19 +112,9 @@ class Cascade:
             picture = upsample(part, picture, random, f"upsampler.{level}")
         return picture
 
-    def generate(self, captions: Sequence[str], seed: int, first: int = 0) -> Tensor:
-        """One picture a caption, uint8 [B, 3, S', S'] on the CPU.
-
-        `first` is the position of the first caption, so that a long list may come in batches.
-        """
-        random = self.random(seed, first, len(captions))
-        text = self.captions(captions)
-        picture = self.decode(self.sample_prior(text, random), text, random)
-        return to_pixels(self.upsample(picture, random)).cpu()
-
-    def random(self, seed: int, first: int, count: int) -> SampleRandom:
-        """The draws of positions [first, first + count)."""
-        return SampleRandom(seed, torch.arange(first, first + count, device=self.device))
+    def random(self, seed: int, positions: Sequence[int]) -> SampleRandom:
+        """The draws of positions; rows of the same position share theirs."""
+        return SampleRandom(seed, torch.tensor(list(positions), device=self.device))
 
 
 def load_cascade(config: CascadeConfig, precision: Precision | None = None) -> Cascade:
@@ -91,11 +125,13 @@ def load_cascade(config: CascadeConfig, precision: Precision | None = None) -> C
     """
     device = local_device()
     chosen = precision or hardware_precision(device)
+    text, image = load_encoders(config.clip)
     return Cascade(
         config=config,
         device=device,
-        text=load_text_encoder(config.clip).to(device),
-        prior=load_part(config.prior, "prior", device, chosen),
+        text=text.to(device),
+        image=image,
+        prior=load_prior(config.prior, device, chosen),
         decoder=load_part(config.decoder, "decoder", device, chosen),
         upsamplers=tuple(
             load_part(item, "upsampler", device, chosen) for item in config.upsamplers

@@ -5,38 +5,75 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from base.config import Config, load_config
 from base.errors import UserError
 
 Steps = Annotated[int, Field(ge=1)]
+Sigma = Annotated[float, Field(ge=0)]
 Weights = Annotated[str, Field(pattern=r"^(raw|ema(_0\.\d{3})?)$")]  # ema_0.050: see ema.powers
 
 
 class PartConfig(Config):
     """A RUN at a sample count (None: its latest checkpoint), and its sampler.
 
-    DDIM is deterministic at eta 0; `ancestral` draws noise at every step (Ho et al. 2020).
+    `ddim` is deterministic at eta 0; `ancestral` draws noise at every step (Ho et al. 2020), of
+    learned size where the network learns it. `dpm++` (DPM-Solver++ 2M) and `heun`, which asks the
+    network twice a step, are deterministic and of second order. `analytic` (Analytic-DPM) is
+    ancestral with the best size of noise, and needs what `unclip checkpoint analytic` measures.
     """
 
     run: str  # a folder, relative to cascade.yaml
     samples: int | None = None
     weights: Weights = "ema"
-    sampler: Literal["ddim", "ancestral"] = "ddim"
+    sampler: Literal["ddim", "ancestral", "dpm++", "heun", "analytic"] = "ddim"
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     steps: Steps = 25
 
+    @model_validator(mode="after")
+    def _has_eta(self) -> PartConfig:
+        if self.eta > 0 and self.sampler != "ddim":
+            raise ValueError(f"eta: got {self.eta} with sampler {self.sampler}: only ddim has it")
+        return self
 
-class PriorPart(PartConfig):
+
+class GuidedPart(PartConfig):
+    """Classifier-free guidance by a `guidance` other than 1.
+
+    Only noise levels σ = √((1 - ᾱ) / ᾱ) in `guidance_interval`, above its first number and up to
+    its second, are guided (Kynkäänniemi et al. 2024; None: all). `guidance_rescale`: the share of
+    the deviation that guidance adds which is taken back (Lin et al. 2023).
+    """
+
+    guidance: Annotated[float, Field(ge=0)]
+    guidance_interval: tuple[Sigma, Sigma] | None = None
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _guides(self) -> GuidedPart:
+        interval = self.guidance_interval
+        if interval is not None and interval[0] >= interval[1]:
+            raise ValueError(f"guidance_interval: got {list(interval)}, expected [LOW, HIGH]")
+        for name in ("guidance_interval", "guidance_rescale"):
+            if getattr(self, name) and self.guidance == 1:
+                raise ValueError(f"{name}: guidance is 1, which guides nothing")
+        return self
+
+
+class PriorPart(GuidedPart):
     """Guidance on the caption; of `candidates` samples the one with the largest z_i·z_t is kept
-    (paper section 2.2)."""
+    (paper section 2.2). The RUN is of stage prior, or of ar_prior: that one has no sampler's steps,
+    and draws z_i·z_t from the part of the data's distribution above `dot_from`."""
 
     guidance: Annotated[float, Field(ge=0)] = 1.0
     candidates: Annotated[int, Field(ge=1)] = 2
+    temperature: Annotated[float, Field(ge=0)] = 1.0  # of ar_prior's tokens; 0: the likeliest
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # of ar_prior: tokens less likely are left out
+    dot_from: Annotated[float, Field(ge=0, lt=1)] = 0.5  # of ar_prior; paper: the top half
 
 
-class DecoderPart(PartConfig):
+class DecoderPart(GuidedPart):
     """Guidance on z_i and caption together; predictions are kept in [-1, 1] by clipping, or by a
     quantile of their own (dynamic thresholding)."""
 

@@ -7,18 +7,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.diffusion.degradations import enlarge
-from trainer.diffusion.guidance import (
-    Denoiser,
-    clipped,
-    denoiser,
-    dynamically_thresholded,
-    guided_denoiser,
-)
+from trainer.diffusion.denoiser import Denoiser, Network, denoiser
+from trainer.diffusion.guidance import guided_denoiser
+from trainer.diffusion.samplers import ddim_inversion
+from trainer.diffusion.thresholds import clipped, dynamically_thresholded
 from trainer.models.clip import TextEncoder, TextStates
 from trainer.rng import SampleRandom
 
-from .config import DecoderPart, PriorPart
+from .ar_prior import ArPart
+from .config import DecoderPart, GuidedPart, PriorPart
 from .parts import Part
+
+_REFINEMENTS = 2  # of a step of DDIM inversion: a picture comes back in few steps
 
 
 def no_captions(text: TextEncoder, count: int) -> TextStates:
@@ -28,32 +28,40 @@ def no_captions(text: TextEncoder, count: int) -> TextStates:
 
 
 @torch.inference_mode()
-def sample_prior(part: Part, text: TextStates, null: TextStates, random: SampleRandom) -> Tensor:
+def sample_prior(
+    part: Part | ArPart, text: TextStates, null: TextStates, random: SampleRandom
+) -> Tensor:
     """z_i of captions, unit length, float32 [B, D]: of several samples the nearest to z_t.
 
     `null` is the empty caption, as often as there are captions.
     """
     settings = part.settings
     assert isinstance(settings, PriorPart)
+    names = [f"prior.{candidate}" for candidate in range(settings.candidates)]
+    if isinstance(part, ArPart):
+        told = [part.sample(text, null, random, name) for name in names]
+        return _nearest(torch.stack(told), text.embedding)
     both = [torch.cat(pair) for pair in zip(text, null, strict=True)]
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        states, mask, z_t = (condition[: len(x)] for condition in both)
+        states, mask, z_t, _ = (condition[: len(x)] for condition in both)
         out: Tensor = part.network(x, t, states, mask, z_t)
         return out
 
     if settings.guidance == 1:
         denoise = denoiser(part.diffusion, network)
     else:
-        denoise = guided_denoiser(part.diffusion, network, settings.guidance)
+        denoise = _guided(part, settings, network)
     shape = (part.config.model.embedding_dim,)
     samples = torch.stack(
-        [
-            F.normalize(part.sample(denoise, shape, random, f"prior.{candidate}"), dim=-1)
-            for candidate in range(settings.candidates)
-        ]
-    )  # [candidates, B, D]
-    best = (samples * text.embedding).sum(dim=-1).argmax(dim=0)  # [B]
+        [F.normalize(part.sample(denoise, shape, random, name), dim=-1) for name in names]
+    )
+    return _nearest(samples, text.embedding)
+
+
+def _nearest(samples: Tensor, z_t: Tensor) -> Tensor:
+    """Of samples [candidates, B, D] those nearest to z_t [B, D]."""
+    best = (samples * z_t).sum(dim=-1).argmax(dim=0)  # [B]
     return samples[best, torch.arange(len(best), device=best.device)]
 
 
@@ -65,40 +73,85 @@ def decode(
     null: TextStates,
     random: SampleRandom,
     keep_image: bool = True,
+    start: Tensor | None = None,
+    eta: float | None = None,
+    plain: bool = False,
 ) -> Tensor:
     """The decoder's picture in [-1, 1], float32 [B, 3, S, S].
 
+    `null` is what guidance leads away from, as often as there are captions. `start` is x_T where
+    it is not drawn; with `eta` it is DDIM whatever the part says, `plain` is what `invert` needs.
+    """
+    denoise = decoder_denoiser(part, image_embedding, text, null, keep_image, plain)
+    side = part.config.objective.image_size
+    return part.sample(denoise, (3, side, side), random, "decoder", start, eta)
+
+
+def decoder_denoiser(
+    part: Part,
+    image_embedding: Tensor,
+    text: TextStates,
+    null: TextStates,
+    keep_image: bool = True,
+    plain: bool = False,
+) -> Denoiser:
+    """The decoder under its conditions, guided and kept in the range of pictures; or `plain`,
+    without either.
+
     image_embedding [B, D] of unit length; without `keep_image` it is dropped, as in training.
-    `null` is the empty caption, as often as there are captions.
     """
     settings, objective = part.settings, part.config.objective
     assert isinstance(settings, DecoderPart)
     count = len(image_embedding)
     z_i = objective.embedding_scale * image_embedding
-    both_z = torch.cat([z_i, z_i])
     kept = torch.arange(2 * count, device=z_i.device) < (count if keep_image else 0)
-    states, mask = torch.cat([text.states, null.states]), torch.cat([text.mask, null.mask])
+    both = [
+        *(torch.cat([z_i, z_i]), kept),
+        *(torch.cat(pair) for pair in zip(text, null, strict=True)),
+    ]
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        out: Tensor = part.network(x, t, both_z, kept, states, mask)
+        # All conditions, or where guidance is not needed those of the first half.
+        out: Tensor = part.network(x, t, *(condition[: len(x)] for condition in both))
         return out
 
-    denoise = guided_denoiser(part.diffusion, network, settings.guidance)
-    limited: Denoiser = (
-        clipped(denoise) if settings.threshold == "static" else dynamically_thresholded(denoise)
+    if plain:
+        return denoiser(part.diffusion, network)
+    denoise = _guided(part, settings, network)
+    return clipped(denoise) if settings.threshold == "static" else dynamically_thresholded(denoise)
+
+
+@torch.inference_mode()
+def invert(part: Part, denoise: Denoiser, picture: Tensor) -> Tensor:
+    """x_T from which DDIM under the same denoiser leads back to pictures in [-1, 1]."""
+    return ddim_inversion(denoise, part.diffusion, picture, part.timesteps(), _REFINEMENTS)
+
+
+def _guided(part: Part, settings: GuidedPart, network: Network) -> Denoiser:
+    """`network` holds its conditions first, then the null ones."""
+    return guided_denoiser(
+        part.diffusion,
+        network,
+        settings.guidance,
+        settings.guidance_interval,
+        settings.guidance_rescale,
     )
-    side = objective.image_size
-    return part.sample(limited, (3, side, side), random, "decoder")
 
 
 @torch.inference_mode()
 def upsample(part: Part, picture: Tensor, random: SampleRandom, purpose: str) -> Tensor:
     """One upsampler: [B, 3, S, S] → [B, 3, f · S, f · S], in [-1, 1]."""
-    enlarged = enlarge(picture, part.config.objective.factor)
+    shape = (3, *(part.config.objective.factor * side for side in picture.shape[2:]))
+    return part.sample(upsampler_denoiser(part, picture), shape, random, purpose)
+
+
+def upsampler_denoiser(part: Part, picture: Tensor) -> Denoiser:
+    """An upsampler of pictures in [-1, 1], [B, 3, S, S]."""
+    objective = part.config.objective
+    enlarged = enlarge(picture, objective.factor, objective.antialias)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         out: Tensor = part.network(x, t, enlarged)
         return out
 
-    denoise = clipped(denoiser(part.diffusion, network))
-    return part.sample(denoise, tuple(enlarged.shape[1:]), random, purpose)
+    return clipped(denoiser(part.diffusion, network))

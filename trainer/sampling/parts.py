@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,29 @@ from torch import Tensor, nn
 
 from base.errors import UserError
 from trainer.config import AnyTrainConfig, Precision
-from trainer.diffusion.guidance import Denoiser
+from trainer.diffusion.denoiser import Denoiser
 from trainer.diffusion.process import Diffusion
-from trainer.diffusion.samplers import ancestral, ddim
-from trainer.diffusion.schedules import spaced_timesteps
+from trainer.diffusion.samplers import analytic, ancestral, ddim, dpm_solver, heun
+from trainer.diffusion.schedules import Spacing, spaced_timesteps
 from trainer.engine.base import DTYPES
+from trainer.models.ar_prior import ArPrior
 from trainer.models.decoder import Decoder
 from trainer.models.prior import DiffusionPrior
 from trainer.models.upsampler import Upsampler
 from trainer.rng import SampleRandom
 from trainer.stages import load_weights
 
-from .config import PartConfig
+from .analytic import Scores, read_scores
+from .ar_prior import ArPart
+from .config import PartConfig, PriorPart
 
-_MODELS: dict[str, Any] = {"prior": DiffusionPrior, "decoder": Decoder, "upsampler": Upsampler}
+_MODELS: dict[str, Any] = {
+    "prior": DiffusionPrior,
+    "ar_prior": ArPrior,
+    "decoder": Decoder,
+    "upsampler": Upsampler,
+}
+_NOISE_LIMIT = 2 / 255  # one level of a picture, which the eye does not see (Bao et al. 2022)
 
 
 @dataclass(frozen=True)
@@ -35,40 +45,92 @@ class Part:
     config: AnyTrainConfig
     network: nn.Module
     diffusion: Diffusion
+    scores: Scores | None = None  # for the sampler `analytic`
+
+    def timesteps(self) -> list[int]:
+        """Those that a sampler goes through, noisiest first."""
+        total = self.diffusion.steps
+        spacing: Spacing = "trailing" if self.settings.sampler == "dpm++" else "even"
+        return spaced_timesteps(total, min(self.settings.steps, total), spacing)
 
     def sample(
-        self, denoise: Denoiser, shape: tuple[int, ...], random: SampleRandom, purpose: str
+        self,
+        denoise: Denoiser,
+        shape: tuple[int, ...],
+        random: SampleRandom,
+        purpose: str,
+        start: Tensor | None = None,
+        eta: float | None = None,
     ) -> Tensor:
-        """From noise of `shape` (without the batch) to a sample, float32 [B, *shape]."""
-        total, settings = self.diffusion.steps, self.settings
-        timesteps = spaced_timesteps(total, min(settings.steps, total))
-        start = random.normal(f"{purpose}.start", *shape)
+        """From noise of `shape` (without the batch) to a sample, float32 [B, *shape].
+
+        `start` is the noise where it is not drawn; `eta` asks for DDIM whatever the settings say.
+        """
+        settings, diffusion, timesteps = self.settings, self.diffusion, self.timesteps()
+        if start is None:
+            start = random.normal(f"{purpose}.start", *shape)
 
         def step_noise(step: int) -> Tensor:
             return random.normal(f"{purpose}.step.{step}", *shape)
 
-        if settings.sampler == "ancestral":
-            return ancestral(denoise, self.diffusion, start, timesteps, step_noise)
-        return ddim(denoise, self.diffusion, start, timesteps, settings.eta, step_noise)
+        if eta is not None:
+            return ddim(denoise, diffusion, start, timesteps, eta, step_noise)
+        match settings.sampler:
+            case "ddim":
+                return ddim(denoise, diffusion, start, timesteps, settings.eta, step_noise)
+            case "ancestral":
+                return ancestral(denoise, diffusion, start, timesteps, step_noise)
+            case "dpm++":
+                return dpm_solver(denoise, diffusion, start, timesteps)
+            case "heun":
+                return heun(denoise, diffusion, start, timesteps)
+            case "analytic":
+                assert self.scores is not None
+                gamma = self.scores.at(timesteps, diffusion)
+                limit = None if self.config.stage == "prior" else _NOISE_LIMIT
+                return analytic(denoise, diffusion, start, timesteps, step_noise, gamma, limit)
 
 
 def load_part(settings: PartConfig, stage: str, device: torch.device, precision: Precision) -> Part:
     """Load a run's averaged (or raw) weights for sampling.
 
     Raises:
-        UserError: no such run or checkpoint, or a run of another stage.
+        UserError: no such run or checkpoint, or a run of another stage; its scores were not
+            measured, and the sampler needs them.
     """
-    run = Path(settings.run)
+    return _part(settings, *_load_network(settings, (stage,), device, precision))
+
+
+def load_prior(settings: PriorPart, device: torch.device, precision: Precision) -> Part | ArPart:
+    """Load a prior of either kind, as `load_part` does."""
+    config, network = _load_network(settings, ("prior", "ar_prior"), device, precision)
+    if isinstance(network, ArPrior):
+        return ArPart(settings, network)
+    return _part(settings, config, network)
+
+
+def _part(settings: PartConfig, config: AnyTrainConfig, network: nn.Module) -> Part:
+    scores = read_scores(settings, config.stage) if settings.sampler == "analytic" else None
+    return Part(settings, config, network, Diffusion(config.objective.diffusion), scores)
+
+
+def _load_network(
+    settings: PartConfig, stages: Sequence[str], device: torch.device, precision: Precision
+) -> tuple[AnyTrainConfig, nn.Module]:
+    """A run of one of `stages`."""
+    run, part = Path(settings.run), stages[0]
     if not run.is_dir():
-        raise UserError(f"{stage}.run: no such RUN folder: {run}")
+        raise UserError(f"{part}.run: no such RUN folder: {run}")
     config, weights = load_weights(run, settings.weights, settings.samples)
-    if config.stage != stage:
-        raise UserError(f"{stage}.run: {run} is a run of stage {config.stage}, expected {stage}")
+    if config.stage not in stages:
+        raise UserError(
+            f"{part}.run: {run} is a run of stage {config.stage}, expected {' or '.join(stages)}"
+        )
     with torch.device("meta"):
-        network = _MODELS[stage](config.model)
+        network = _MODELS[config.stage](config.model)
     network = network.to_empty(device="cpu")
     missing = network.load_state_dict(weights, strict=False)
     if missing.missing_keys or missing.unexpected_keys:
-        raise UserError(f"{stage}.run: {run}: weights do not fit its config: {missing}")
+        raise UserError(f"{part}.run: {run}: weights do not fit its config: {missing}")
     network = network.to(device=device, dtype=DTYPES[precision]).eval().requires_grad_(False)
-    return Part(settings, config, network, Diffusion(config.objective.diffusion))
+    return config, network

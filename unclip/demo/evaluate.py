@@ -9,16 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from base.progress import Progress
 from data_pipeline.schema.scenes import Scene, is_unseen
-from trainer.builders import load_clip
 from trainer.diffusion.degradations import enlarge, shrink
 from trainer.evaluation.measures import psnr, score_prior
 from trainer.evaluation.scenes import Verdict, judge, read_scene, score
-from trainer.models.attention import fast_attention_of_others
-from trainer.models.clip import normalise_pixels
 from trainer.objectives.conditions import to_signal
 from trainer.sampling.cascade import Cascade
 from trainer.sampling.drawing import upsample
@@ -102,7 +98,7 @@ def upsampler_scores(
         made = []
         for first in range(0, len(small), _MEASURED_AT_ONCE):
             few = small[first : first + _MEASURED_AT_ONCE]
-            random = cascade.random(seed, first, len(few))
+            random = cascade.random(seed, range(first, first + len(few)))
             made.append(upsample(part, few, random, "measure"))
             bar.advance(len(few))
         bicubic = enlarge(small, objective.factor).clamp(-1, 1)
@@ -116,15 +112,7 @@ def upsampler_scores(
 
 def clip_scores(cascade: Cascade, pictures: Tensor, pairs: Pairs) -> dict[str, float]:
     """Mean cosine of CLIP's embedding of a picture with its caption's, and with the true z_i."""
-    clip, side = load_clip(cascade.config.clip)
-    clip = clip.to(cascade.device)
-    rows = []
-    with torch.inference_mode(), fast_attention_of_others(cascade.device):
-        for part in torch.split(pictures, 64):
-            resized = F.interpolate(part.float(), (side, side), mode="bicubic", antialias=True)
-            pixels = normalise_pixels(resized.round().clamp(0, 255).to(cascade.device))
-            rows.append(F.normalize(clip.encode_image(pixels).float(), dim=-1).cpu())  # type: ignore[operator]
-    made = torch.cat(rows)
+    made = torch.cat([cascade.look(part).cpu() for part in torch.split(pictures, 64)])
     n = len(made)
     return {
         "caption": float((made * pairs.text_embedding[:n]).sum(dim=1).mean()),

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from base.files import write_atomic
-from trainer.evaluation.pictures import caption_sheet, save_image
 from trainer.metrics import read_metrics
+from trainer.sampling.sheet import caption_sheet, save_image
 
 from .config import RUNS
 

@@ -1,18 +1,22 @@
-"""Samplers against the closed form on Gaussian data, and against diffusers."""
+"""Samplers against the closed form on Gaussian data; test_peers.py has them against diffusers."""
+
+import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 
-from trainer.diffusion.guidance import (
-    clipped,
-    denoiser,
-    dynamically_thresholded,
-    guided_denoiser,
+from trainer.diffusion.process import Diffusion, DiffusionConfig, Estimate
+from trainer.diffusion.samplers import (
+    analytic,
+    ancestral,
+    ddim,
+    ddim_inversion,
+    dpm_solver,
+    heun,
 )
-from trainer.diffusion.process import Diffusion, DiffusionConfig
-from trainer.diffusion.samplers import ancestral, ddim
+from trainer.diffusion.samplers.analytic import optimal_variance
 from trainer.diffusion.schedules import spaced_timesteps
+from trainer.diffusion.scores import ScoreNorms
 from trainer.rng import SampleRandom
 
 MEAN, DEVIATION = 0.4, 0.3
@@ -29,7 +33,7 @@ def gaussian_denoiser(diffusion: Diffusion):
     def estimate(x, t):
         a, s = diffusion.levels(t, x)
         gain = a * DEVIATION**2 / (a**2 * DEVIATION**2 + s**2)
-        return MEAN + gain * (x - a * MEAN)
+        return Estimate(MEAN + gain * (x - a * MEAN))
 
     return estimate
 
@@ -69,51 +73,147 @@ def test_ancestral_is_ddim_at_eta_one(diffusion):
     )
 
 
-def network(x, t):
-    """Any fixed function will do as a network."""
-    return torch.tanh(x * 0.7 + t.view(-1, 1, 1, 1) / 1000 - 0.3)
+FINE = Diffusion(DiffusionConfig(steps=20_001))  # so many timesteps that their ends are clean
 
 
-def test_ddim_is_that_of_diffusers(diffusion):
-    scheduler = DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2", clip_sample=True, timestep_spacing="leading"
-    )
-    scheduler.set_timesteps(50)
-    torch.manual_seed(0)
-    start = torch.randn(3, 3, 4, 4)
-    theirs = start
-    for t in scheduler.timesteps:
-        output = network(theirs, t.expand(3))
-        theirs = scheduler.step(output, t, theirs, use_clipped_model_output=True).prev_sample
-    timesteps = [int(t) for t in scheduler.timesteps]
-    ours = ddim(clipped(denoiser(diffusion, network)), diffusion, start, timesteps)
-    torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=2e-3)
+def flow_error(sampler, steps: int) -> float:
+    """Of a deterministic sampler: how far x_0 is from where the probability flow leads."""
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    spacing = "trailing" if sampler is dpm_solver else "even"
+    timesteps = spaced_timesteps(20_001, steps, spacing)
+    found = sampler(gaussian_denoiser(FINE), FINE, x, timesteps)
+    return (found - (MEAN + DEVIATION * x)).abs().max().item()
 
 
-def test_ancestral_is_diffusers_ddpm(diffusion):
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=True)
-    scheduler.set_timesteps(100)
-    start = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
-    theirs = start
-    for t in scheduler.timesteps:
-        output = network(theirs, t.expand(2))
-        theirs = scheduler.step(output, t, theirs, generator=generator).prev_sample
-    again = torch.Generator().manual_seed(1)
-    timesteps = [int(t) for t in scheduler.timesteps]
-    ours = ancestral(
-        clipped(denoiser(diffusion, network)),
-        diffusion,
-        start,
-        timesteps,
-        lambda step: torch.randn(start.shape, generator=again),
-    )
-    torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=5e-3)
+@pytest.mark.parametrize(
+    ("sampler", "first", "least", "most"),
+    [(ddim, 41, 0.9, 1.1), (dpm_solver, 20, 2.0, 5.0), (heun, 41, 1.9, 2.2)],
+)
+def test_errors_shrink_with_the_order_of_a_sampler(sampler, first, least, most):
+    """Twice the steps leave half the error of a first order, a quarter of a second."""
+    errors = [flow_error(sampler, steps) for steps in (first, 2 * first, 4 * first)]
+    orders = [math.log2(errors[i] / errors[i + 1]) for i in (0, 1)]
+    assert all(least < order < most for order in orders), (errors, orders)
+
+
+def test_second_order_is_better_at_few_steps():
+    first, multistep, two_calls = (flow_error(s, 20) for s in (ddim, dpm_solver, heun))
+    assert multistep < first / 3
+    assert two_calls < first / 3
+
+
+@pytest.mark.parametrize("steps", [5, 25])
+def test_analytic_has_the_datas_moments_at_any_number_of_steps(diffusion, steps):
+    """Each reverse step of Gaussian data is a Gaussian, whose variance Γ gives exactly."""
+    x, step_noise = noise(diffusion, 40_000)
+    denoise, timesteps = gaussian_denoiser(diffusion), spaced_timesteps(1000, steps)
+    alphas = diffusion.alphas.tolist()
+    gamma = {t: 1 / (alphas[t] * DEVIATION**2 + 1 - alphas[t]) for t in timesteps}
+    sample = analytic(denoise, diffusion, x, timesteps, step_noise, gamma)
+    assert abs(sample.mean() - MEAN) < 0.005
+    assert abs(sample.std() - DEVIATION) < 0.005
+    if steps == 5:  # β̃ is far too small between so few timesteps
+        assert ancestral(denoise, diffusion, x, timesteps, step_noise).std() < DEVIATION - 0.03
+
+
+def test_the_optimal_variance_is_the_papers():
+    """Bao et al. 2022, eq. 8 as it stands there, and its bounds."""
+    now, then, score = 0.3, 0.6, 1.1
+    alpha, noise_now, noise_then = now / then, 1 - now, 1 - then
+    least = noise_then / noise_now * (1 - alpha)
+    width = math.sqrt(noise_now / alpha) - math.sqrt(noise_then - least)
+    paper = least + width**2 * (1 - noise_now * score)
+    assert optimal_variance(now, then, score) == pytest.approx(paper, rel=1e-12)
+    assert optimal_variance(now, then, 9.0) == pytest.approx(least, rel=1e-12)
+    assert optimal_variance(now, then, -1.0) == pytest.approx(least + width**2, rel=1e-12)
+    assert optimal_variance(0.0, then, 0.4) == pytest.approx(noise_then, rel=1e-12)
+
+
+def test_the_noise_of_the_last_noisy_step_is_limited(diffusion):
+    """Its mean size is; that of the steps before is as it was."""
+    _, step_noise = noise(diffusion)
+    gamma = dict.fromkeys((900, 300, 100), 0.5)
+
+    def sizes(limit):
+        found = []
+
+        def black(x, t):
+            found.append(x.abs().mean().item())
+            return Estimate(torch.zeros_like(x))
+
+        timesteps, start = [900, 300, 100], torch.zeros(20_000, 1)
+        analytic(black, diffusion, start, timesteps, step_noise, gamma, limit)
+        return found
+
+    free, held = sizes(None), sizes(0.05)
+    assert held[1] == free[1] > 0.1
+    before = free[1] * (diffusion.alphas[300] / diffusion.alphas[100]).sqrt()
+    before = before * (1 - diffusion.alphas[100]) / (1 - diffusion.alphas[300])
+    assert held[2] == pytest.approx((before**2 + 0.05**2).sqrt().item(), rel=0.02)
+    assert free[2] > 1.3 * held[2]
+
+
+def test_scores_are_gathered_batch_by_batch(diffusion):
+    """In batches of any size the mean over all samples; for Gaussian data the known one."""
+    random, timesteps = SampleRandom(0, torch.arange(3000)), [10, 400, 999]
+    x0 = MEAN + DEVIATION * random.normal("x0", 4)
+    noises = {t: random.normal(f"{t}", 4) for t in timesteps}
+    denoise = gaussian_denoiser(diffusion)
+    whole, parts = ScoreNorms(diffusion, timesteps), ScoreNorms(diffusion, timesteps)
+    whole.add(denoise, x0, noises.__getitem__)
+    for first, end in ((0, 1), (1, 1000), (1000, 3000)):
+        parts.add(denoise, x0[first:end], lambda t, f=first, e=end: noises[t][f:e])
+    assert whole.samples == parts.samples == 3000
+    for t in timesteps:
+        alpha = float(diffusion.alphas[t])
+        assert parts.gamma()[t] == pytest.approx(whole.gamma()[t], rel=1e-6)
+        exact = 1 / (alpha * DEVIATION**2 + 1 - alpha)
+        assert whole.gamma()[t] == pytest.approx(exact, rel=0.03)
+
+
+def test_inversion_leads_to_the_noise_of_the_data(diffusion):
+    """The flow from x_0 ends at (x_0 - MEAN) / DEVIATION; more timesteps come nearer."""
+    x0 = MEAN + DEVIATION * torch.linspace(-2, 2, 9)[:, None]
+    noises, denoise = torch.linspace(-2, 2, 9)[:, None], gaussian_denoiser(diffusion)
+    errors = []
+    for steps in (50, 1000):
+        found = ddim_inversion(denoise, diffusion, x0, spaced_timesteps(1000, steps))
+        errors.append((found - noises).abs().max().item())
+    assert errors[1] < 0.02
+    assert errors[1] < errors[0] / 5
+
+
+def test_refined_inversion_is_the_inverse_of_ddim(diffusion):
+    denoise, timesteps = gaussian_denoiser(diffusion), spaced_timesteps(1000, 50)[2:]
+    x0 = MEAN + DEVIATION * torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    apart = []
+    for refinements in (0, 1, 8):
+        noises = ddim_inversion(denoise, diffusion, x0, timesteps, refinements)
+        apart.append((ddim(denoise, diffusion, noises, timesteps) - x0).abs().max().item())
+    assert apart[0] < 0.1
+    assert apart[1] < apart[0] / 2
+    assert apart[2] < 1e-3
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "dpm++", "heun"])
+def test_samplers_begin_without_any_signal(sampler):
+    """With zero terminal SNR σ and λ are infinite at the first timestep."""
+    diffusion = Diffusion(DiffusionConfig(predicts="v", zero_terminal_snr=True))
+    x, step_noise = noise(diffusion)
+    denoise, timesteps = gaussian_denoiser(diffusion), spaced_timesteps(1000, 100)
+    sample = {
+        "ddim": ddim,
+        "ancestral": lambda *a: ancestral(*a, step_noise),
+        "dpm++": dpm_solver,
+        "heun": heun,
+    }[sampler](denoise, diffusion, x, timesteps)
+    assert abs(sample.mean() - MEAN) < 0.01
+    assert abs(sample.std() - DEVIATION) < 0.02
 
 
 def test_one_step_is_the_denoisers_word(diffusion):
     x, _ = noise(diffusion, 4)
-    expected = gaussian_denoiser(diffusion)(x, torch.full((4,), 999))
+    expected = gaussian_denoiser(diffusion)(x, torch.full((4,), 999)).x0
     assert torch.equal(ddim(gaussian_denoiser(diffusion), diffusion, x, [999]), expected)
 
 
@@ -121,42 +221,13 @@ def test_what_cannot_be_sampled_is_refused(diffusion):
     x, step_noise = noise(diffusion, 2)
     with pytest.raises(ValueError, match="needs step_noise"):
         ddim(gaussian_denoiser(diffusion), diffusion, x, [9], eta=0.5)
-    for sampler in (ddim, lambda *a: ancestral(*a, step_noise)):
+    samplers = [ddim, ddim_inversion, dpm_solver, heun, lambda *a: ancestral(*a, step_noise)]
+    for sampler in [*samplers, lambda *a: analytic(*a, step_noise, {})]:
         with pytest.raises(ValueError, match="expected at least one"):
             sampler(gaussian_denoiser(diffusion), diffusion, x, [])
-
-
-def test_guidance_zero_is_null_one_is_conditional_and_it_is_linear(diffusion):
-    condition = torch.cat([torch.full((2, 1, 1, 1), 0.5), torch.zeros(2, 1, 1, 1)])
-
-    def conditional_network(x, t):
-        return network(x, t) + condition[: len(x)]
-
-    x, t = torch.randn(2, 3, 4, 4), torch.tensor([10, 500])
-    alone = {
-        value: denoiser(diffusion, lambda x, t, v=value: network(x, t) + v)(x, t)
-        for value in (0.5, 0.0)
-    }
-    for scale, expected in (
-        (0.0, alone[0.0]),
-        (1.0, alone[0.5]),
-        (3.0, alone[0.0] + 3 * (alone[0.5] - alone[0.0])),
-    ):
-        guided = guided_denoiser(diffusion, conditional_network, scale)(x, t)
-        torch.testing.assert_close(guided, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_thresholds():
-    wide = torch.linspace(-4, 4, 1000).view(1, 1, 10, 100)
-    narrow = wide / 8
-
-    def same(x, t):
-        return x
-
-    t = torch.zeros(1, dtype=torch.int64)
-    assert clipped(same)(wide, t).abs().max() == 1
-    dynamic = dynamically_thresholded(same, 0.9)
-    assert dynamic(wide, t).abs().max() == 1
-    assert torch.equal(dynamic(narrow, t), narrow)  # in range already: not stretched
-    inner = dynamic(wide, t)[0, 0, 5, 0]
-    torch.testing.assert_close(inner, wide[0, 0, 5, 0] / torch.quantile(wide.abs(), 0.9))
+        with pytest.raises(ValueError, match="expected each below the one before"):
+            sampler(gaussian_denoiser(diffusion), diffusion, x, [5, 9])
+    with pytest.raises(ValueError, match="gamma: got none of timestep 4"):
+        analytic(gaussian_denoiser(diffusion), diffusion, x, [9, 4], step_noise, {9: 1.0})
+    with pytest.raises(ValueError, match="refinements: got -1"):
+        ddim_inversion(gaussian_denoiser(diffusion), diffusion, x, [9, 4], -1)

@@ -31,3 +31,20 @@ def test_a_masked_key_has_no_weight_in_half_precision(dtype):
     v = torch.tensor([[1.0], [100.0]], dtype=dtype).expand(1, 1, 2, 1)
     out = attention(q, k, v, torch.tensor([[[[True, False]]]]))
     assert out.item() == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("largest", [40.0, 4000.0])
+def test_large_queries_and_keys_give_no_nan(dtype, largest):
+    """Their products reach 10⁵ and 10⁹: fp16 ends at 65,504."""
+    torch.manual_seed(0)
+    q, k = (largest * torch.ones(1, 2, 3, 64, dtype=dtype) for _ in range(2))
+    k = k * torch.tensor([1.0, 0.5, -1.0], dtype=dtype)[:, None]
+    q, k = q.requires_grad_(), k.requires_grad_()
+    v = torch.randn(1, 2, 3, 64, dtype=dtype)
+    out = attention(q, k, v)
+    assert out.dtype == dtype
+    assert torch.equal(out, v[:, :, :1].expand_as(out))  # the first key is by far the nearest
+    out.sum().backward()
+    assert q.grad.isfinite().all()
+    assert k.grad.isfinite().all()

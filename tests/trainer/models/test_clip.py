@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from base.errors import UserError
 from base.files import write_json
-from trainer.builders import load_clip, load_text_encoder
+from trainer.builders import load_encoders, load_text_encoder
 from trainer.models.clip import (
     Clip,
     ClipConfig,
@@ -66,6 +66,19 @@ def test_open_clip_loads_it_and_computes_the_same(saved):
     torch.testing.assert_close(preprocess(Image.fromarray(array)), normalise_pixels(image)[0])
 
 
+def test_of_longer_captions_clip_sees_what_its_own_tokenizer_leaves(saved):
+    _, folder = saved
+    captions = ["a red circle", "", "one two three four five six seven eight nine ten eleven"]
+    own = load_text_encoder(str(folder))
+    lengthened = load_text_encoder(str(folder)).lengthen(20)
+    assert lengthened.context_length == 20
+    expected, found = own.encode(captions), lengthened.encode(captions)
+    assert found.tokens.shape == (3, 20)
+    for name in ("states", "mask", "embedding"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    assert lengthened.lengthen(5).context_length == 20  # never fewer than there are
+
+
 def test_text_states_lead_to_open_clips_embedding(saved):
     clip, folder = saved
     encoder = load_text_encoder(str(folder))
@@ -80,7 +93,7 @@ def test_text_states_lead_to_open_clips_embedding(saved):
     assert encoder.context_length == 12
     assert states.mask.sum(dim=1).tolist() == [10, 2, 3]  # start and end tokens count
     assert torch.equal(encoder.null_tokens, tokens[1])
-    assert load_clip(str(folder))[1] == 32
+    assert load_encoders(str(folder))[1].side == 32
 
 
 def test_any_open_clip_model_by_name_with_local_weights(tmp_path):
@@ -119,10 +132,10 @@ def test_a_resnet_tower_is_open_clips_too(tmp_path):
     clip.eval()
     save_file(weights_for_open_clip(clip.state_dict()), tmp_path / "open_clip_model.safetensors")
     write_json(tmp_path / "open_clip_config.json", describe_for_open_clip(config))
-    theirs, side = load_clip(str(tmp_path))
-    assert side == 32
+    theirs = load_encoders(str(tmp_path))[1]
+    assert theirs.side == 32
     with torch.no_grad():
         torch.testing.assert_close(
-            torch.nn.functional.normalize(theirs.encode_image(normalise_pixels(image)), dim=-1),
+            theirs(image),
             clip(normalise_pixels(image), tokens).image,
         )

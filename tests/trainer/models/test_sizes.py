@@ -23,7 +23,9 @@ def test_prior_has_karlos_parameter_count():
 def test_decoder_has_karlos_parameter_count():
     config = UNetConfig(out_channels=6, attention_levels=(1, 2, 3), context_width=1536, dropout=0.1)
     with torch.device("meta"):
-        assert count(UNet(config)) == 885_439_686
+        decoder = Decoder(DecoderConfig(config, 768, 768, text_in_time=True))
+    assert count(decoder.unet) == 885_439_686
+    assert count(decoder.conditioner) == 7_878_400  # their text_proj
 
 
 def test_upsampler_has_karlos_parameter_count():
@@ -99,6 +101,17 @@ def test_decoder_sees_every_condition_and_ignores_padding():
     torch.testing.assert_close(decoder(**{**arguments, "text_states": padded}), expected)
 
 
+def test_a_text_embedding_in_the_time_embedding_is_seen_and_asked_for():
+    config = UNetConfig(channels=4, context_width=8)
+    conditioner = Conditioner(DecoderConfig(config, 6, 10, text_in_time=True))
+    given = (torch.randn(1, 6), torch.tensor([True]), torch.randn(1, 5, 10), torch.ones(1, 5) > 0)
+    z_t = torch.randn(1, 6)
+    first, second = conditioner(*given, z_t)[0], conditioner(*given, z_t + 1)[0]
+    assert not torch.allclose(first, second)
+    with pytest.raises(ValueError, match="text_embedding: got None, expected z_t"):
+        conditioner(*given)
+
+
 def test_a_dropped_image_embedding_leaves_no_trace():
     decoder = tiny_decoder()
     rest = (torch.tensor([False]), torch.randn(1, 5, 10), torch.ones(1, 5, dtype=torch.bool))
@@ -150,6 +163,22 @@ def test_the_weights_decide_the_memory_format():
     unet.to(memory_format=torch.channels_last)(picture.contiguous(), torch.tensor([1, 2]))
     assert seen[0].is_contiguous()
     assert seen[1].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_groups_of_norms_are_chosen():
+    sizes = {"channels": 32, "multipliers": (1, 2), "blocks": 1}
+    for groups, expected in ((None, {8, 16, 24, 32}), (32, {32})):
+        unet = UNet(UNetConfig(**sizes, norm_groups=groups))
+        norms = [m for m in unet.modules() if isinstance(m, torch.nn.GroupNorm)]
+        assert {norm.num_groups for norm in norms} == expected
+    with pytest.raises(ValueError, match="norm_groups: got 12, expected a divisor of a level's 32"):
+        UNet(UNetConfig(**sizes, norm_groups=12))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6, 14, 22, 31])
+def test_small_networks_of_any_width_have_norms(channels):
+    unet = UNet(UNetConfig(channels=channels, multipliers=(1, 2), blocks=1))
+    assert unet(torch.randn(1, 3, 4, 4), torch.tensor([1])).isfinite().all()
 
 
 def test_heads_that_do_not_divide_a_level_are_refused() -> None:

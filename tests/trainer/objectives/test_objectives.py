@@ -85,13 +85,17 @@ def test_decoder_drops_image_and_caption_independently(text):
     objective = DecoderObjective(config, text)
     spy, data = Spy(), batch(text)
     objective.loss(spy, data, SampleRandom(0, data.positions), None, 0)
-    z_i, keep_image, _, mask = spy.rest
+    z_i, keep_image, _, mask, z_t, tokens = spy.rest
     keep_text = mask.sum(dim=1) > 2
     torch.testing.assert_close(z_i, 4 * data.image_embedding)
     assert 0.85 < keep_image.float().mean() < 0.95
     assert 0.42 < keep_text.float().mean() < 0.58
     both = (keep_image & keep_text).float().mean()
     assert abs(both - 0.45) < 0.08
+    null = text(text.null_tokens[None])
+    assert (tokens[~keep_text] == null.tokens).all()
+    assert torch.equal(tokens[keep_text], data.tokens[keep_text])
+    torch.testing.assert_close(z_t[~keep_text], null.embedding.expand((~keep_text).sum(), -1))
 
 
 def test_a_loss_depends_on_seed_and_position_alone(text):
@@ -118,6 +122,9 @@ def test_upsampler_is_conditioned_on_a_quarter_of_the_resolution(text):
     (enlarged,) = spy.rest
     assert enlarged.shape == (4, 3, 16, 16)
     assert enlarged.std() < 0.7 * to_signal(data.image).std()  # the detail is gone
+    other = UpsamplerObjectiveConfig(image_size=64, crop=16, antialias=True)
+    UpsamplerObjective(other).loss(spy, data, SampleRandom(0, data.positions), None, 0)
+    assert not torch.allclose(spy.rest[0], enlarged, atol=1e-2)
     with pytest.raises(ValueError, match="expected a multiple of 4"):
         UpsamplerObjective(UpsamplerObjectiveConfig(crop=10))
 

@@ -1,84 +1,33 @@
 """The cascade on networks with random weights: what belongs to a caption's position stays there."""
 
 import dataclasses
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
-from open_clip.tokenizer import SimpleTokenizer
+from small_cascade import CAPTIONS, CLEAN, UNET, Sampler, cascade, part
 from torch import nn
 
 from trainer.diffusion.process import Diffusion, DiffusionConfig
-from trainer.models.clip import Clip, ClipConfig, TextConfig, TextEncoder, VisionConfig
+from trainer.models.ar_prior import ArPrior, ArPriorConfig
 from trainer.models.decoder import Decoder, DecoderConfig
-from trainer.models.prior import DiffusionPrior, PriorConfig
-from trainer.models.unet import UNetConfig
-from trainer.models.upsampler import Upsampler, UpsamplerConfig
 from trainer.objectives.decoder import DecoderObjectiveConfig
 from trainer.objectives.prior import PriorObjectiveConfig
-from trainer.objectives.upsampler import UpsamplerObjectiveConfig
-from trainer.sampling.cascade import Cascade
-from trainer.sampling.config import CascadeConfig, DecoderPart, PartConfig, PriorPart
-from trainer.sampling.parts import Part
-
-CPU = torch.device("cpu")
-Sampler = Literal["ddim", "ancestral"]
-CAPTIONS = ["a red circle", "two words", "a blue square under snow", "", "the last one"]
-CLIP = ClipConfig(
-    16, VisionConfig(32, 32, 1, head_width=16), TextConfig(32, 1, 2, context_length=12)
-)
-PRIOR = PriorConfig(16, 32, 12, layers=1, heads=2, head_width=16)
-UNET = UNetConfig(
-    channels=16, multipliers=(1, 2), blocks=1, attention_levels=(1,), head_width=16,
-    context_width=24,
-)  # fmt: skip
-CLEAN = DiffusionConfig(predicts="x0")  # random networks then leave pixels between black and white
-UP = UNetConfig(in_channels=6, channels=16, multipliers=(1, 2), blocks=1, scale_shift=False)
+from trainer.sampling.ar_prior import ArPart
+from trainer.sampling.config import PriorPart
+from trainer.sampling.uses import from_text
 
 
-def part(network: nn.Module, settings: Any, config: Any, objective: Any) -> Part:
-    """A network whose every weight is random: those that begin as zero would hide its inputs."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        parameter.data.normal_(0.0, 0.2, generator=generator)
-    network = network.eval().requires_grad_(False)
-    told: Any = SimpleNamespace(model=config, objective=objective)
-    return Part(settings, told, network, Diffusion(objective.diffusion))
-
-
-def cascade(sampler: Sampler) -> Cascade:
-    torch.manual_seed(0)
-    text = TextEncoder(
-        Clip(CLIP).eval().requires_grad_(False).clip, SimpleTokenizer(context_length=12)
-    )
-    prior = PriorPart(run="prior", steps=3, sampler=sampler, guidance=2.0)
-    decoder = DecoderPart(run="decoder", steps=3, sampler=sampler)
-    larger = PartConfig(run="up", steps=2, sampler=sampler)
-    decoder_config = DecoderConfig(UNET, embedding_dim=16, text_width=32)
-    up_objective = UpsamplerObjectiveConfig(image_size=32, crop=8, factor=4, diffusion=CLEAN)
-    return Cascade(
-        CascadeConfig(clip="clip", prior=prior, decoder=decoder, upsamplers=(larger,)),
-        CPU,
-        text,
-        part(DiffusionPrior(PRIOR), prior, PRIOR, PriorObjectiveConfig(diffusion=CLEAN)),
-        part(
-            Decoder(decoder_config),
-            decoder,
-            decoder_config,
-            DecoderObjectiveConfig(image_size=8, diffusion=CLEAN),
-        ),
-        (part(Upsampler(UpsamplerConfig(UP)), larger, UpsamplerConfig(UP), up_objective),),
-    )
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
+@pytest.mark.parametrize("sampler", ["ddim", "ancestral", "dpm++", "heun", "analytic"])
 def test_a_picture_is_the_same_in_any_batch(sampler: Sampler) -> None:
     """Up to the rounding of products of another shape: a level of 255, rarely."""
     model = cascade(sampler)
-    whole = model.generate(CAPTIONS, seed=3)
+    whole = from_text(model, CAPTIONS, model.random(3, range(5)))
     assert whole.shape == (5, 3, 32, 32)
-    parts = torch.cat([model.generate(CAPTIONS[i : i + 2], 3, first=i) for i in (0, 2, 4)])
+    some = (range(2), range(2, 4), range(4, 5))
+    parts = torch.cat(
+        [from_text(model, [CAPTIONS[i] for i in at], model.random(3, at)) for at in some]
+    )
     difference = (whole.int() - parts.int()).abs()
     assert difference.max() <= 1
     assert difference.float().mean() < 0.01
@@ -86,23 +35,71 @@ def test_a_picture_is_the_same_in_any_batch(sampler: Sampler) -> None:
 
 def test_position_seed_and_caption_each_make_another_picture() -> None:
     model = cascade("ddim")
-    base = model.generate(["snow"], 3).int()
+    base = from_text(model, ["snow"], model.random(3, [0])).int()
     for other in (
-        model.generate(["snow"], 3, first=1),
-        model.generate(["snow"], 4),
-        model.generate(["a red circle"], 3),
+        from_text(model, ["snow"], model.random(3, [1])),
+        from_text(model, ["snow"], model.random(4, [0])),
+        from_text(model, ["a red circle"], model.random(3, [0])),
     ):
         assert (other.int() - base).abs().max() > 2  # more than rounding
 
 
 def test_a_dropped_embedding_is_not_seen() -> None:
     model = cascade("ddim")
-    text, random = model.captions(["snow", "snow"]), model.random(0, 0, 2)
+    text, random = model.captions(["snow", "snow"]), model.random(0, range(2))
     one, other = torch.randn(2, 2, 16, generator=torch.Generator().manual_seed(0))
     seen = [model.decode(z, text, random) for z in (one, other)]
     unseen = [model.decode(z, text, random, keep_image=False) for z in (one, other)]
     assert not torch.allclose(*seen, atol=1e-2)
     assert torch.equal(*unseen)
+
+
+def test_guidance_in_no_interval_is_none() -> None:
+    """And a network is then asked about its first conditions alone."""
+    model = cascade("ddim")
+    text, random = model.captions(CAPTIONS), model.random(0, range(len(CAPTIONS)))
+    z_i = torch.randn(len(CAPTIONS), 16, generator=torch.Generator().manual_seed(0))
+
+    def drawn(**settings: Any) -> torch.Tensor:
+        part = model.decoder.settings.model_copy(update=settings)
+        decoder = dataclasses.replace(model.decoder, settings=part)
+        return dataclasses.replace(model, decoder=decoder).decode(z_i, text, random)
+
+    plain, far = drawn(guidance=1.0), drawn(guidance_interval=(1e9, 2e9))
+    torch.testing.assert_close(far, plain, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(drawn(), plain, atol=1e-2)
+    assert not torch.allclose(drawn(guidance_rescale=1.0), drawn(), atol=1e-2)
+
+
+def test_a_learned_variance_is_sampled() -> None:
+    """The same noise at another size: the network's second half says how much."""
+    drawn = []
+    for spread in (-1.0, 1.0):
+        model = cascade("ancestral")
+        config = DecoderConfig(dataclasses.replace(UNET, out_channels=6), 16, 32)
+        learned = DecoderObjectiveConfig(
+            image_size=8, diffusion=dataclasses.replace(CLEAN, learned_variance=True)
+        )
+        decoder = part(Decoder(config), model.decoder.settings, config, learned, "decoder")
+        last: Any = decoder.network.get_submodule("unet.conv_out")
+        last.weight[3:] = 0.0
+        last.bias[3:] = spread
+        model = dataclasses.replace(model, decoder=decoder)
+        text, random = model.captions(["snow"]), model.random(0, range(1))
+        drawn.append(model.decode(torch.ones(1, 16), text, random))
+    assert drawn[0].shape == (1, 3, 8, 8)
+    assert not torch.allclose(*drawn, atol=1e-3)
+
+
+def test_an_autoregressive_prior_draws_the_same_in_any_batch() -> None:
+    config = ArPriorConfig(16, 32, 12, components=4, buckets=8, dot_buckets=4, layers=1, heads=1)
+    settings = PriorPart(run="ar_prior", guidance=2.0)
+    told = part(ArPrior(config), settings, config, PriorObjectiveConfig(), "prior")
+    prior: Any = ArPart(settings, told.network)
+    model = dataclasses.replace(cascade("ddim"), prior=prior)
+    whole = from_text(model, CAPTIONS, model.random(3, range(5)))
+    alone = [from_text(model, [text], model.random(3, [i])) for i, text in enumerate(CAPTIONS)]
+    assert (whole.int() - torch.cat(alone).int()).abs().max() <= 1
 
 
 class Knowing(nn.Module):
@@ -126,5 +123,5 @@ def test_a_prior_is_not_clamped_in_its_scaled_space(predicts: Any) -> None:
     knowing = Knowing(4.0 * z_i, diffusion)  # sqrt(16): the largest coordinate is 3.2
     prior = dataclasses.replace(model.prior, network=knowing, diffusion=diffusion)
     knows = dataclasses.replace(model, prior=prior)
-    made = knows.sample_prior(knows.captions(CAPTIONS), knows.random(0, 0, len(CAPTIONS)))
+    made = knows.sample_prior(knows.captions(CAPTIONS), knows.random(0, range(len(CAPTIONS))))
     torch.testing.assert_close(made, z_i.expand(len(CAPTIONS), 16), atol=1e-3, rtol=0)

@@ -1,0 +1,178 @@
+"""Pictures in a folder, drawn batch by batch; what is there already stays.
+
+Under torchrun or srun the batches are dealt out among the processes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch.distributed as dist
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from base.config import fingerprint
+from base.errors import UserError
+from base.files import atomic_path, read_json, write_json
+from base.lease import Lease
+from base.progress import Progress
+from base.stop import StopFlag
+from trainer.engine.processes import (
+    environment_rank,
+    environment_world_size,
+    group_environment,
+    group_scope,
+)
+
+from .cascade import Cascade, load_cascade
+from .config import load_cascade_config, with_weights
+from .sheet import caption_sheet, save_image
+
+RECORD = "pictures.json"
+SHEET = "sheet.png"
+TEXT = "unclip"  # of a PNG: what made it, as JSON
+_ON_A_SHEET = 256  # pictures, at most
+
+
+class Drawn(NamedTuple):
+    """Pictures, and what is to be told of each beside the request."""
+
+    pixels: Tensor  # uint8 [B, 3, H, W], on the CPU
+    notes: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Pictures that are asked for: `about` tells what each shows, `draw` makes those at positions.
+
+    `draw` must give the same picture for a position whatever others are drawn with it.
+    """
+
+    use: str
+    seed: int
+    about: Sequence[Mapping[str, Any]]
+    draw: Callable[[Cascade, Sequence[int]], Drawn]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    columns: int = 8  # of the sheet
+
+    def captions(self) -> list[str]:
+        """What stands below each picture on the sheet."""
+        return [str(item.get("caption", "")) for item in self.about]
+
+
+def fulfil(
+    request: Request, cascade: Path, out: Path, batch: int, weights: str | None = None
+) -> list[Path]:
+    """Draw a request's pictures into `out`, and a sheet of them; gives their paths in order.
+
+    `weights` replace those that the cascade names, for every network but CLIP. Interrupted
+    between two batches, the same call goes on where it was.
+
+    Raises:
+        UserError: the cascade cannot be loaded, or `out` holds pictures of another request.
+        KeyboardInterrupt, Stopped: stopped on request.
+    """
+    config = load_cascade_config(cascade)
+    if weights is not None:
+        config = with_weights(config, weights)
+    paths = [out / f"{position:06d}.png" for position in range(len(request.about))]
+    settings = {"use": request.use, "cascade": fingerprint(config), "seed": request.seed}
+    record = {**settings, **request.settings, "pictures": [dict(item) for item in request.about]}
+    first, ranks = environment_rank() == 0, environment_world_size()
+    with ExitStack() as stack:
+        if first:
+            stack.enter_context(Lease(out))
+        stop = stack.enter_context(StopFlag())
+        _require_ours(out / RECORD, record)
+        meet = stack.enter_context(_meeting(ranks))
+        missing = [position for position, path in enumerate(paths) if not path.is_file()]
+        meet()  # before anybody draws, all have seen the same
+        batches = [missing[start : start + batch] for start in range(0, len(missing), batch)]
+        own = batches[environment_rank() :: ranks]
+        if own:
+            model = load_cascade(config)
+            if first:
+                write_json(out / RECORD, record)
+            mine = sum(map(len, own))
+            done = len(paths) - len(missing) if ranks == 1 else 0
+            with Progress("pictures", done + mine, "pictures", initial=done) as bar:
+                for some in own:
+                    stop.raise_if_requested()
+                    drawn = request.draw(model, some)
+                    _save(drawn, some, paths, request, settings)
+                    bar.advance(len(some))
+        meet()
+        if first and len(paths) > 1 and not (out / SHEET).is_file():
+            _save_sheet(paths[:_ON_A_SHEET], request, out / SHEET)
+    return paths
+
+
+def _save(
+    drawn: Drawn,
+    positions: Sequence[int],
+    paths: Sequence[Path],
+    request: Request,
+    settings: Mapping[str, Any],
+) -> None:
+    pixels = drawn.pixels.permute(0, 2, 3, 1).numpy()
+    notes = drawn.notes or [{}] * len(positions)
+    for position, picture, note in zip(positions, pixels, notes, strict=True):
+        about = {**settings, **request.settings, "position": position}
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt(TEXT, json.dumps({**about, **request.about[position], **note}))
+        with atomic_path(paths[position]) as temporary:
+            Image.fromarray(picture).save(temporary, format="PNG", pnginfo=text)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What made a picture of ours.
+
+    Raises:
+        UserError: it is none of ours.
+    """
+    with Image.open(path) as image:
+        told = getattr(image, "text", {}).get(TEXT)
+    if told is None:
+        raise UserError(f"{path}: no picture of ours, it tells no settings")
+    found: dict[str, Any] = json.loads(told)
+    return found
+
+
+def _save_sheet(paths: Sequence[Path], request: Request, sheet: Path) -> None:
+    pictures = [np.asarray(Image.open(path)) for path in paths]
+    columns = min(request.columns, len(paths))
+    save_image(caption_sheet(pictures, request.captions()[: len(paths)], columns), sheet)
+
+
+@contextmanager
+def _meeting(ranks: int) -> Iterator[Callable[[], None]]:
+    """Gives what lets the processes wait for each other; one that is alone waits for nobody."""
+    if ranks == 1:
+        yield lambda: None
+        return
+    with group_environment(), group_scope():
+        dist.init_process_group("gloo")
+
+        def meet() -> None:
+            dist.barrier()
+
+        yield meet
+
+
+def _require_ours(path: Path, record: dict[str, object]) -> None:
+    """The folder's record of its pictures is this request's, or there are none."""
+    if path.is_file():
+        if read_json(path) != json.loads(json.dumps(record)):
+            raise UserError(
+                f"{path.parent}: holds pictures of another request, seed, weights or cascade; "
+                "choose another --out"
+            )
+        return
+    if path.parent.is_dir() and any(path.parent.glob("*.png")):
+        raise UserError(f"{path.parent}: holds other pictures; choose another --out")
