@@ -25,9 +25,10 @@ from trainer.config import DataConfig
 from trainer.loader.catalogue import Catalogue
 from trainer.loader.pictures import decode_square
 from trainer.loader.plan import Plan
-from trainer.loader.samples import SampleReader, evenly
+from trainer.loader.samples import SampleReader
 from trainer.loader.shards import whole_dataset
 from trainer.loader.steps import Loader
+from trainer.loader.vectors import evenly
 
 ALL = Needs(image_size=32, tokens=True, embeddings=True, context_length=12)
 

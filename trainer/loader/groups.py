@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from trainer.batch import Needs
 from trainer.loader.order import GroupKey, Ints
-from trainer.loader.shards import Halves, Shards
+from trainer.loader.shards import Shards
+from trainer.loader.vectors import Vectors
 
 
 class Raw(NamedTuple):
@@ -22,8 +23,10 @@ class Raw(NamedTuple):
     numbers: Ints  # [m], of the samples in the whole run, ascending
     jpegs: list[bytes | None]  # [m] or []
     captions: list[str]  # [m] or []
-    image_embedding: Halves | None  # [m, D]
-    text_embedding: Halves | None  # [m, D]
+
+
+Read = Callable[[GroupKey, Vectors | None], Raw | None]
+"""Reads a group, its embeddings into the first rows of the memory given."""
 
 
 def read_raw(
@@ -33,11 +36,13 @@ def read_raw(
     samples: Ints,
     first: int,
     has_pictures: Callable[[Ints], NDArray[np.bool_]],
+    vectors: Vectors | None,
 ) -> Raw:
     """What `needs` wants of the `samples` [n] of `draws` [n].
 
     `first` is the run's number of sample 0. Pictures that are there already are left out:
-    `has_pictures` tells which, by the run's numbers.
+    `has_pictures` tells which, by the run's numbers. Embeddings come into the first rows of
+    `vectors`, in the same order as all the rest.
     """
     samples, places = np.unique(samples, return_inverse=True)  # two epochs may want the same
     jpegs: list[bytes | None] = []
@@ -46,8 +51,32 @@ def read_raw(
         read = iter(shards.jpegs(samples[~known]))
         jpegs = [None if here else next(read) for here in known.tolist()]
     captions = shards.captions(samples) if needs.tokens else []
-    image, text = shards.embeddings(samples) if needs.embeddings else (None, None)
-    return Raw(draws, places, first + samples, jpegs, captions, image, text)
+    if vectors is not None:
+        shards.read_embeddings(samples, vectors)
+    return Raw(draws, places, first + samples, jpegs, captions)
+
+
+class Berths:
+    """Memory for the embeddings of two groups of each stream: one in use, one being read."""
+
+    def __init__(self, vectors: Vectors | None, most: int) -> None:
+        """`most`: the rows of a group."""
+        self.vectors, self._most = vectors, most
+
+    def begin(self, berth: int) -> int:
+        """The first row of a berth; stream s has 2 s and 2 s + 1."""
+        return berth * self._most
+
+    def rows(self, berth: int) -> Vectors | None:
+        """A berth's memory."""
+        return None if self.vectors is None else self.vectors.rows(self.begin(berth), self._most)
+
+
+class _Begun(NamedTuple):
+    """A group that is being read, or was, and where its embeddings lie."""
+
+    read: Future[Raw | None]
+    berth: int
 
 
 class Ahead:
@@ -58,27 +87,46 @@ class Ahead:
 
     def __init__(
         self,
-        read: Callable[[GroupKey], Raw | None],
+        read: Read,
         following: Callable[[GroupKey], GroupKey],
         threads: int,
+        berths: Berths,
     ) -> None:
+        self.berths = berths
         self._read, self._following = read, following
         self._pool = ThreadPoolExecutor(threads, "loader-read")
-        self._begun: dict[int, dict[GroupKey, Future[Raw | None]]] = {}  # by stream
+        self._begun: dict[int, dict[GroupKey, _Begun]] = {}  # by stream
+        self._current: dict[int, GroupKey] = {}  # by stream
 
-    def group(self, key: GroupKey) -> Raw:
-        """A group; earlier ones of its stream are let go of."""
+    def has(self, key: GroupKey) -> bool:
+        """Whether a group is the last that was given of its stream, and nothing is let go of."""
+        return self._current.get(key.stream) == key
+
+    def group(self, key: GroupKey) -> tuple[Raw, int]:
+        """A group, and the row of `berths` where its embeddings begin; earlier ones of its stream
+        are let go of."""
         begun = self._begun.setdefault(key.stream, {})
-        after = self._following(key)
-        for other in [other for other in begun if other not in (key, after)]:
-            begun.pop(other).cancel()
-        for wanted in (key, after):
-            if wanted not in begun:
-                begun[wanted] = self._pool.submit(self._read, wanted)
-        raw = begun[key].result()
+        if not self.has(key):
+            self._begin(begun, key)
+            self._current[key.stream] = key
+        raw = begun[key].read.result()
         if raw is None:
             raise ValueError(f"{key}: none of its samples is this reader's")
-        return raw
+        return raw, self.berths.begin(begun[key].berth)
+
+    def _begin(self, begun: dict[GroupKey, _Begun], key: GroupKey) -> None:
+        """Begin to read a group and the one after it, in the places of those before."""
+        wanted = (key, self._following(key))
+        for other in [other for other in begun if other not in wanted]:
+            gone = begun.pop(other)
+            if not gone.read.cancel():
+                wait([gone.read])  # or it would write where another one is read to
+        for each in wanted:
+            if each not in begun:
+                berth = 2 * key.stream
+                berth += berth in {other.berth for other in begun.values()}
+                rows = self.berths.rows(berth)
+                begun[each] = _Begun(self._pool.submit(self._read, each, rows), berth)
 
     def close(self) -> None:
         """End the threads."""

@@ -87,6 +87,8 @@ class Order:
             raise ValueError(f"shard sizes: got {list(sizes)}, expected positive ones")
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._seed, self._shuffle = seed, shuffle
+        self._runs = max(shuffle.buffer // shuffle.run, 1)  # of a group
+        self.most = self._runs * shuffle.run  # samples of a group
         self.epoch_size = int(self._sizes.sum())
         self.streams = _fitting(shuffle.streams, len(self._sizes))
         cuts = self.epoch_size * np.arange(self.streams + 1, dtype=np.int64) // self.streams
@@ -161,15 +163,13 @@ class Order:
         firsts, counts = _cut_runs(firsts[part], counts[part], self._shuffle.run)
         order = permutation(len(firsts), self._seed, "runs", epoch, stream, number)
         firsts, counts = firsts[order], counts[order]
-        runs = max(self._shuffle.buffer // self._shuffle.run, 1)
-        starts = (np.cumsum(counts) - counts)[::runs]
+        starts = (np.cumsum(counts) - counts)[:: self._runs]
         return _Block(firsts, counts, np.append(starts, counts.sum()))
 
     def _make_group(self, key: GroupKey) -> Group:
         epoch, stream, number, group = key
         block = self._blocks((epoch, stream, number))
-        runs = max(self._shuffle.buffer // self._shuffle.run, 1)
-        part = slice(group * runs, (group + 1) * runs)
+        part = slice(group * self._runs, (group + 1) * self._runs)
         samples = _spread(block.firsts[part], block.counts[part])
         samples = samples[permutation(len(samples), self._seed, "samples", *key)]
         begin = int(self._opened((epoch, stream)).blocks[number] + block.groups[group])

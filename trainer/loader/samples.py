@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -15,10 +14,11 @@ from base.stores import StorePath
 from trainer.batch import Batch, Needs
 from trainer.config import DataConfig
 from trainer.loader.catalogue import Catalogue, Pool
-from trainer.loader.groups import Ahead, Raw, read_raw
+from trainer.loader.groups import Ahead, Berths, Raw, Read, read_raw
 from trainer.loader.order import GroupKey, Ints
 from trainer.loader.pictures import Pixels, decode_square
 from trainer.loader.shares import Share
+from trainer.loader.vectors import Gather, Vectors, empty_vectors
 from trainer.rng import SampleRandom
 
 _THREADS = 4  # that read ahead, for each pool
@@ -32,6 +32,12 @@ class Arrays(NamedTuple):
     tokens: NDArray[np.int64] | None  # [B, L]
     image_embedding: NDArray[np.float16] | None  # [B, D]
     text_embedding: NDArray[np.float16] | None  # [B, D]
+
+    def vectors(self) -> Vectors | None:
+        """The embeddings, where there are any."""
+        if self.image_embedding is None or self.text_embedding is None:
+            return None
+        return Vectors(self.image_embedding, self.text_embedding)
 
     def batch(self, positions: Ints, rows: slice) -> Batch:
         """Some rows as tensors that share the arrays' memory."""
@@ -74,53 +80,54 @@ class SampleReader:
         arrays = empty_arrays(self._needs, self.dim, len(positions))
         for number, chosen, draws in self.catalogue.mixture.split(positions):
             pool, wanted = self.catalogue.pools[number], np.unique(draws)
-            raw = self._read(pool, wanted, pool.order.samples(wanted))
+            vectors = self._vectors(len(wanted))
+            raw = self._read(pool, wanted, pool.order.samples(wanted), vectors)
             places = raw.places[np.searchsorted(wanted, draws)]
             self.put(arrays, chosen, positions[chosen], raw, places)
+            gather = Gather(arrays.vectors(), chosen)
+            gather.add(np.arange(len(chosen)), vectors, places)
+            gather.flush()
         return arrays.batch(positions, slice(None))
 
     def walk(self, share: Share, first: int, end: int) -> Walk:
         """Reads one worker's part of the positions `first` … `end` - 1, in their order."""
 
-        def wanted(number: int) -> Callable[[GroupKey], Raw | None]:
+        def wanted(number: int) -> Read:
             pool, positions_of = self.catalogue.pools[number], self.catalogue.mixture.positions
 
-            def read(key: GroupKey) -> Raw | None:
+            def read(key: GroupKey, vectors: Vectors | None) -> Raw | None:
                 group = pool.order.group(key)
                 positions = positions_of(number, group.draws)
                 own = share.owns(positions) & (first <= positions) & (positions < end)
-                return self._read(pool, group.draws[own], group.samples[own]) if own.any() else None
+                if not own.any():
+                    return None
+                return self._read(pool, group.draws[own], group.samples[own], vectors)
 
             return read
 
-        ahead = [
-            Ahead(wanted(number), pool.order.following, _threads(pool))
-            for number, pool in enumerate(self.catalogue.pools)
-        ]
+        ahead = []
+        for number, pool in enumerate(self.catalogue.pools):
+            order = pool.order
+            berths = Berths(self._vectors(2 * order.streams * order.most), order.most)
+            ahead.append(Ahead(wanted(number), order.following, _threads(pool), berths))
         return Walk(self, ahead)
 
-    def _read(self, pool: Pool, draws: Ints, samples: Ints) -> Raw:
+    def _vectors(self, rows: int) -> Vectors | None:
+        """Memory for embeddings, if they are wanted."""
+        return empty_vectors(rows, self.dim) if self._needs.embeddings else None
+
+    def _read(self, pool: Pool, draws: Ints, samples: Ints, vectors: Vectors | None) -> Raw:
         cached = self._cache.has_pictures
-        return read_raw(pool.shards, self._needs, draws, samples, pool.first, cached)
+        return read_raw(pool.shards, self._needs, draws, samples, pool.first, cached, vectors)
 
     def put(self, arrays: Arrays, rows: Ints, positions: Ints, raw: Raw, places: Ints) -> None:
-        """Put what lies at `places` of `raw` into `rows`, the samples at `positions`."""
+        """Put what lies at `places` of `raw` into `rows`, the samples at `positions`; embeddings
+        are gathered apart."""
         if arrays.image is not None:
             self._put_pictures(arrays.image, rows, positions, raw, places)
         if arrays.tokens is not None:
             for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                 arrays.tokens[row] = self._tokens(int(raw.numbers[place]), raw.captions[place])
-        into = evenly(rows)
-        for target, stored in (
-            (arrays.image_embedding, raw.image_embedding),
-            (arrays.text_embedding, raw.text_embedding),
-        ):
-            if target is None or stored is None:
-                continue
-            if isinstance(into, slice):  # without a copy between; "clip" needs none either
-                np.take(stored, places, axis=0, out=target[into], mode="clip")
-            else:
-                target[into] = stored[places]
 
     def _put_pictures(
         self, image: Pixels, rows: Ints, positions: Ints, raw: Raw, places: Ints
@@ -168,13 +175,18 @@ class Walk:
 
     def fill(self, arrays: Arrays, rows: Ints, positions: Ints) -> None:
         """Put the samples at `positions`, this worker's next ones, into `rows` of `arrays`."""
-        catalogue = self._reader.catalogue
+        catalogue, gather = self._reader.catalogue, Gather(arrays.vectors(), rows)
         for number, chosen, draws in catalogue.mixture.split(positions):
+            ahead = self._ahead[number]
             for key, some in catalogue.pools[number].order.keys(draws):
-                at, raw = chosen[some], self._ahead[number].group(key)
+                if not ahead.has(key):  # its memory may be that of rows that wait to be copied
+                    gather.flush()
+                at, (raw, begin) = chosen[some], ahead.group(key)
                 first = bisect_left(raw.draws, draws[some][0])  # this worker's next ones
                 places = raw.places[first : first + len(at)]
                 self._reader.put(arrays, rows[at], positions[at], raw, places)
+                gather.add(at, ahead.berths.vectors, begin + places)
+        gather.flush()
 
     def close(self) -> None:
         """End the reading threads."""
@@ -185,15 +197,6 @@ class Walk:
 def _threads(pool: Pool) -> int:
     in_store = any(isinstance(ref.root, StorePath) for ref in pool.shards.refs)
     return _THREADS_IN_STORE if in_store else _THREADS
-
-
-def evenly(numbers: Ints) -> slice | Ints:
-    """The same numbers as a slice where they are evenly spaced."""
-    steps = np.diff(numbers)
-    step = int(steps[0]) if len(steps) else 1
-    if step <= 0 or (steps != step).any() or not len(numbers):
-        return numbers
-    return slice(int(numbers[0]), int(numbers[-1]) + 1, step)
 
 
 class _Cache:

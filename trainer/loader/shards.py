@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from base.errors import NothingUsable, UserError, one_line
 from base.places import Place, parts_of
@@ -21,8 +20,7 @@ from data_pipeline.schema import dataset as schema
 from data_pipeline.schema.selection import selected_keys
 from trainer.loader.kept import Kept
 from trainer.loader.order import Ints
-
-Halves = NDArray[np.float16]
+from trainer.loader.vectors import Halves, Vectors, empty_vectors
 
 _GAP = 64 << 10  # bytes that are read for nothing rather than asking twice
 _SPAN = 16 << 20  # the longest read
@@ -109,17 +107,21 @@ class Shards:
             found += self._indices(number).captions.take(pa.array(rows)).to_pylist()
         return found
 
-    def embeddings(self, samples: Ints) -> tuple[Halves, Halves]:
+    def embeddings(self, samples: Ints) -> Vectors:
         """Image and text embeddings of `samples`, ascending: fp16 [n, D] each, as stored.
 
         Raises:
             UserError: a file is missing, or is not what it should be.
         """
-        found = [np.empty((len(samples), self.dim()), np.float16) for _ in range(2)]
+        found = empty_vectors(len(samples), self.dim())
+        self.read_embeddings(samples, found)
+        return found
+
+    def read_embeddings(self, samples: Ints, into: Vectors) -> None:
+        """The same into the first rows of memory that is there."""
         for number, part, rows in self._by_shard(samples):
-            for kind in range(2):
-                self._read_rows(number, kind, rows, found[kind][part])
-        return found[0], found[1]
+            for kind, vectors in enumerate(into):
+                self._read_rows(number, kind, rows, vectors[part])
 
     def dim(self) -> int:
         """The embeddings' width."""
