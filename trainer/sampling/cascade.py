@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.builders import load_encoders
 from trainer.config import Precision
@@ -43,6 +43,11 @@ class Cascade:
         reader = self.decoder.config.model.text  # a decoder's own
         if reader is not None:
             self.text.lengthen(reader.context_length)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """By the names of their parts, in the order in which they work."""
+        larger = {f"upsampler {n}": part.network for n, part in enumerate(self.upsamplers, 1)}
+        return {"prior": self.prior.network, "decoder": self.decoder.network, **larger}
 
     @property
     def side(self) -> int:

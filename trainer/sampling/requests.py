@@ -102,6 +102,7 @@ def fulfil(
             mine = sum(map(len, own))
             done = len(paths) - len(missing) if ranks == 1 else 0
             with Progress("pictures", done + mine, "pictures", initial=done) as bar:
+                _tell_who_works(model, bar)
                 for some in own:
                     stop.raise_if_requested()
                     drawn = request.draw(model, some)
@@ -111,6 +112,19 @@ def fulfil(
         if first and len(paths) > 1 and not (out / SHEET).is_file():
             _save_sheet(paths[:_ON_A_SHEET], request, out / SHEET)
     return paths
+
+
+def _tell_who_works(model: Cascade, bar: Progress) -> None:
+    """Show which network is at work, and how often it was asked since another one was."""
+    name, times = "", 0
+
+    def asked(who: str) -> None:
+        nonlocal name, times
+        name, times = who, times + 1 if who == name else 1
+        bar.advance(0, at=f"{who}, step {times}")
+
+    for who, network in model.networks().items():
+        network.register_forward_pre_hook(lambda *_, who=who: asked(who))
 
 
 def _save(

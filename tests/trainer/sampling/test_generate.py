@@ -116,6 +116,17 @@ def test_every_use(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
+def test_progress_names_the_network_at_work(
+    cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(requests.Progress, "advance", lambda _, n, at="": seen.append(at))
+    run("text", cascade, "snow", "--out", tmp_path / "out")
+    kinds = list(dict.fromkeys(line.partition(", step ")[0] for line in seen if line))
+    assert kinds == ["prior", "decoder", "upsampler 1"]
+    assert "decoder, step 3" in seen
+
+
 def test_another_picture_of_the_same_name_is_another_request(
     cascade: Path, photo: Path, tmp_path: Path
 ) -> None:

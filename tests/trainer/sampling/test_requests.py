@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Colours:
 
 @pytest.fixture
 def colours(monkeypatch: pytest.MonkeyPatch) -> Colours:
-    monkeypatch.setattr(requests, "load_cascade", lambda _: None)
+    monkeypatch.setattr(requests, "load_cascade", lambda _: SimpleNamespace(networks=dict))
     return Colours()
 
 
@@ -191,10 +192,11 @@ def test_weights_are_chosen_for_all_networks_at_once(
     """Weights that the runs do not have leave no claim on the folder."""
     loaded: list[CascadeConfig] = []
 
-    def load(config: CascadeConfig) -> None:
+    def load(config: CascadeConfig) -> Any:
         loaded.append(config)
         if config.prior.weights == "ema_0.070":
             raise UserError("weights: got 'ema_0.070'")
+        return SimpleNamespace(networks=dict)
 
     monkeypatch.setattr(requests, "load_cascade", load)
     text = CASCADE + "upsamplers: [{run: up64}, {run: up256, weights: raw}]\n"
