@@ -304,3 +304,14 @@ def test_any_rows_are_read_whole(dataset: Path, data: st.DataObject) -> None:
     for wrong in ([1, 0], [2, 2]):
         with pytest.raises(ValueError, match="ascending numbers, each once"):
             shards.embeddings(np.array(wrong))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_of_many_groups_is_the_same_rows(dataset: Path, workers: int) -> None:
+    """Groups of a stream take turns in memory: none is read over before it is copied."""
+    many = plan(config(dataset), Needs(embeddings=True), batch=70, steps=3, micro_batches=1)
+    reader = SampleReader(many.data, many.needs, many.seed)
+    for step, (batch,) in enumerate(read(many, workers)):
+        one_by_one = reader.batch(many.positions(step))
+        for name in ("image_embedding", "text_embedding"):
+            assert torch.equal(getattr(batch, name), getattr(one_by_one, name)), (step, name)

@@ -57,14 +57,17 @@ def read_raw(
 
 
 class Berths:
-    """Memory for the embeddings of two groups of each stream: one in use, one being read."""
+    """Memory for the embeddings of three groups of each stream: one in use, the one before, which
+    a batch may have ended with and not copied yet, and one being read."""
+
+    EACH = 3  # berths of a stream
 
     def __init__(self, vectors: Vectors | None, most: int) -> None:
         """`most`: the rows of a group."""
         self.vectors, self._most = vectors, most
 
     def begin(self, berth: int) -> int:
-        """The first row of a berth; stream s has 2 s and 2 s + 1."""
+        """The first row of a berth; stream s has `EACH` of them, from `EACH` · s on."""
         return berth * self._most
 
     def rows(self, berth: int) -> Vectors | None:
@@ -99,32 +102,33 @@ class Ahead:
         self._current: dict[int, GroupKey] = {}  # by stream
 
     def has(self, key: GroupKey) -> bool:
-        """Whether a group is the last that was given of its stream, and nothing is let go of."""
+        """Whether a group is the last that was given of its stream."""
         return self._current.get(key.stream) == key
 
     def group(self, key: GroupKey) -> tuple[Raw, int]:
-        """A group, and the row of `berths` where its embeddings begin; earlier ones of its stream
-        are let go of."""
+        """A group, and the row of `berths` where its embeddings begin. The one that was given
+        before it of its stream stays as well, earlier ones are let go of."""
         begun = self._begun.setdefault(key.stream, {})
         if not self.has(key):
-            self._begin(begun, key)
+            self._begin(begun, key, self._current.get(key.stream))
             self._current[key.stream] = key
         raw = begun[key].read.result()
         if raw is None:
             raise ValueError(f"{key}: none of its samples is this reader's")
         return raw, self.berths.begin(begun[key].berth)
 
-    def _begin(self, begun: dict[GroupKey, _Begun], key: GroupKey) -> None:
-        """Begin to read a group and the one after it, in the places of those before."""
+    def _begin(self, begun: dict[GroupKey, _Begun], key: GroupKey, before: GroupKey | None) -> None:
+        """Begin to read a group and the one after it, where nothing lies that is to stay."""
         wanted = (key, self._following(key))
-        for other in [other for other in begun if other not in wanted]:
+        for other in [other for other in begun if other not in (before, *wanted)]:
             gone = begun.pop(other)
             if not gone.read.cancel():
                 wait([gone.read])  # or it would write where another one is read to
         for each in wanted:
             if each not in begun:
-                berth = 2 * key.stream
-                berth += berth in {other.berth for other in begun.values()}
+                first = Berths.EACH * key.stream
+                taken = {other.berth for other in begun.values()}
+                berth = min(set(range(first, first + Berths.EACH)) - taken)
                 rows = self.berths.rows(berth)
                 begun[each] = _Begun(self._pool.submit(self._read, each, rows), berth)
 

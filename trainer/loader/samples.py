@@ -21,7 +21,7 @@ from trainer.loader.shares import Share
 from trainer.loader.vectors import Gather, Vectors, empty_vectors
 from trainer.rng import SampleRandom
 
-_THREADS = 4  # that read ahead, for each pool
+_THREADS = 2  # that read ahead, for each pool; more would wait for each other
 _THREADS_IN_STORE = 16  # each waits much longer than it works
 
 
@@ -108,7 +108,7 @@ class SampleReader:
         ahead = []
         for number, pool in enumerate(self.catalogue.pools):
             order = pool.order
-            berths = Berths(self._vectors(2 * order.streams * order.most), order.most)
+            berths = Berths(self._vectors(Berths.EACH * order.streams * order.most), order.most)
             ahead.append(Ahead(wanted(number), order.following, _threads(pool), berths))
         return Walk(self, ahead)
 
@@ -177,10 +177,12 @@ class Walk:
         """Put the samples at `positions`, this worker's next ones, into `rows` of `arrays`."""
         catalogue, gather = self._reader.catalogue, Gather(arrays.vectors(), rows)
         for number, chosen, draws in catalogue.mixture.split(positions):
-            ahead = self._ahead[number]
+            ahead, moved = self._ahead[number], set[int]()
             for key, some in catalogue.pools[number].order.keys(draws):
-                if not ahead.has(key):  # its memory may be that of rows that wait to be copied
-                    gather.flush()
+                if not ahead.has(key):
+                    if key.stream in moved:  # twice: what is noted of it would be read over
+                        gather.flush()
+                    moved.add(key.stream)
                 at, (raw, begin) = chosen[some], ahead.group(key)
                 first = bisect_left(raw.draws, draws[some][0])  # this worker's next ones
                 places = raw.places[first : first + len(at)]
