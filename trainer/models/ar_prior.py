@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .codec import Codec
-from .transformer import Block, KeysValues, causal_mask
+from .transformer import Block, KeysValues, causal_mask, initialise
 
 _EXTRA_TOKENS = 2  # of the prefix after the caption: its embedding z_t, and the similarity
 
@@ -77,15 +77,9 @@ class ArPrior(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.shrink_outputs(self.config.layers)
+        initialise(self, self.config.layers)
+        for table in (self.dot_in, self.tokens_in):
+            nn.init.normal_(table.weight, std=0.02)
         # Which component is told weighs more than how the one before came out: with positions of
         # 0.01 a small prior learns more slowly, and with tokens of unit variance hardly at all.
         nn.init.normal_(self.positions, std=0.3)

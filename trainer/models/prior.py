@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .embeddings import TimestepMLP
-from .transformer import Block, causal_mask
+from .transformer import Block, causal_mask, initialise
 
 _EXTRA_TOKENS = 4  # text embedding, timestep, noised image embedding, final learned token
 
@@ -61,13 +61,7 @@ class DiffusionPrior(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.shrink_outputs(self.config.layers)
+        initialise(self, self.config.layers)
         nn.init.normal_(self.positions, std=0.01)
         nn.init.normal_(self.final_token, std=0.01)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .transformer import Block
+from .transformer import Block, initialise
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,7 @@ class TextTransformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        for module in self.blocks.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
-                nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.shrink_outputs(self.config.layers)
+        initialise(self, self.config.layers)
         for table in (self.token_embedding.weight, self.positions, self.padding):
             nn.init.normal_(table, std=0.02)
 

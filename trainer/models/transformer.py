@@ -76,3 +76,14 @@ def causal_mask(keep: Tensor) -> Tensor:
     causal = keep.new_ones(keep.shape[1], keep.shape[1]).tril()
     diagonal = keep.new_ones(keep.shape[1]).diag()
     return ((causal & keep[:, None, :]) | diagonal)[:, None]
+
+
+def initialise(model: nn.Module, layers: int) -> None:
+    """Weights of linear layers that keep a signal's variance, and blocks that begin small."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.shrink_outputs(layers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,7 +13,7 @@ from trainer.models.ar_prior import ArPrior
 from trainer.models.clip import TextEncoder
 from trainer.rng import SampleRandom
 
-from .conditions import drop_captions
+from .conditions import captions_for_a_prior
 
 
 @dataclass(frozen=True)
@@ -61,15 +60,11 @@ class ArPriorObjective:
         assert isinstance(model, ArPrior)
         assert batch.image_embedding is not None
         assert batch.text_embedding is not None
-        assert batch.tokens is not None
-        keep = random.uniform("drop_text") >= self.config.drop_text  # [B]
-        text = self.text(drop_captions(batch.tokens, keep, self.text.null_tokens))
-        # The stored z_t where the caption is kept; the empty caption's where it is dropped.
-        z_t = torch.where(keep[:, None], batch.text_embedding, text.embedding)  # [B, D]
+        text = captions_for_a_prior(self.text, batch, random, self.config.drop_text)
         tokens = model.codec.encode(batch.image_embedding)  # [B, K]
         similarity = (batch.image_embedding * batch.text_embedding).double().sum(dim=1)  # [B]
         dot = model.codec.encode_dot(similarity)  # [B]
-        logits = model(text.states, text.mask, z_t, dot, tokens)  # [B, K, buckets]
+        logits = model(text.states, text.mask, text.embedding, dot, tokens)  # [B, K, buckets]
         losses = F.cross_entropy(
             logits.float().flatten(0, 1), tokens.flatten(), reduction="none"
         )  # [B · K]

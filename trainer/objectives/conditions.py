@@ -5,10 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainer.batch import Batch
+from trainer.models.clip import TextEncoder, TextStates
+from trainer.rng import SampleRandom
+
 
 def drop_captions(tokens: Tensor, keep: Tensor, null_tokens: Tensor) -> Tensor:
     """Tokens [B, L] with those of the empty caption [L] where `keep` (bool [B]) is False."""
     return torch.where(keep[:, None], tokens, null_tokens.to(tokens.device))
+
+
+def captions_for_a_prior(
+    text: TextEncoder, batch: Batch, random: SampleRandom, drop: float
+) -> TextStates:
+    """A batch's captions, dropped in a share `drop`, and with them z_t.
+
+    Where a caption is kept z_t is the stored one, where it is dropped the empty caption's.
+    """
+    assert batch.tokens is not None
+    assert batch.text_embedding is not None
+    keep = random.uniform("drop_text") >= drop  # [B]
+    states = text(drop_captions(batch.tokens, keep, text.null_tokens))
+    z_t = torch.where(keep[:, None], batch.text_embedding, states.embedding)  # [B, D]
+    return states._replace(embedding=z_t)
 
 
 def to_signal(image: Tensor) -> Tensor:

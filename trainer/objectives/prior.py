@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from trainer.batch import Batch, Needs
@@ -15,7 +14,7 @@ from trainer.diffusion.process import Diffusion, DiffusionConfig
 from trainer.models.clip import TextEncoder
 from trainer.rng import SampleRandom
 
-from .conditions import drop_captions
+from .conditions import captions_for_a_prior
 from .denoising import draw_timesteps, loss_at_random_times
 
 
@@ -51,16 +50,11 @@ class PriorObjective:
     def given(self, model: nn.Module, batch: Batch, random: SampleRandom) -> tuple[Tensor, Network]:
         """x_0 of the batch, and the model under the batch's conditions, some of them dropped."""
         assert batch.image_embedding is not None
-        assert batch.text_embedding is not None
-        assert batch.tokens is not None
-        keep = random.uniform("drop_text") >= self.config.drop_text  # [B]
-        text = self.text(drop_captions(batch.tokens, keep, self.text.null_tokens))
-        # The stored z_t where the caption is kept; the empty caption's where it is dropped.
-        z_t = torch.where(keep[:, None], batch.text_embedding, text.embedding)  # [B, D]
+        text = captions_for_a_prior(self.text, batch, random, self.config.drop_text)
         x0 = self.config.embedding_scale * batch.image_embedding  # [B, D]
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:
-            output: Tensor = model(x_t, t, text.states, text.mask, z_t)
+            output: Tensor = model(x_t, t, text.states, text.mask, text.embedding)
             return output
 
         return x0, network

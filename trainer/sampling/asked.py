@@ -81,7 +81,7 @@ def of_interpolation(start: Path, end: Path, frames: int, seed: int) -> Request:
         random = cascade.random(seed, [0] * count)
         return Drawn(uses.interpolation(cascade, one, other, shares[list(positions)], random))
 
-    about = [{"caption": f"{share:.2f}", "share": share} for share in shares.tolist()]
+    about = _of_shares(shares)
     return Request("interpolate", seed, about, draw, {"start": first, "end": last}, columns=frames)
 
 
@@ -96,7 +96,7 @@ def of_text_interpolation(start: str, end: str, frames: int, seed: int) -> Reque
         captions = ([start] * count, [end] * count)
         return Drawn(uses.text_interpolation(cascade, *captions, between, random))
 
-    about = [{"caption": f"{share:.2f}", "share": share} for share in shares.tolist()]
+    about = _of_shares(shares)
     return Request("interpolate", seed, about, draw, {"start": start, "end": end}, columns=frames)
 
 
@@ -116,7 +116,7 @@ def of_text_diff(
         some = shares[list(positions)]
         return Drawn(uses.text_difference(cascade, given, *captions, some, random))
 
-    about = [{"caption": f"{share:.2f}", "share": share} for share in shares.tolist()]
+    about = _of_shares(shares)
     settings = {**_of_files([picture])[0], "before": before, "after": after}
     return Request("text-diff", seed, about, draw, settings, columns=frames)
 
@@ -204,3 +204,7 @@ def _of_files(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 def _shares(frames: int, most: float) -> Tensor:
     return torch.linspace(0, most, frames)
+
+
+def _of_shares(shares: Tensor) -> list[dict[str, Any]]:
+    return [{"caption": f"{share:.2f}", "share": share} for share in shares.tolist()]

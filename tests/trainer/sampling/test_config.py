@@ -5,24 +5,29 @@ from pathlib import Path
 import pytest
 
 from base.errors import UserError
-from trainer.sampling.config import load_cascade_config
+from trainer.sampling.config import CascadeConfig, load_cascade_config
 
 
-def load(folder: Path, prior: str = "", decoder: str = "", up: str = "") -> None:
+def load(folder: Path, prior: str = "", decoder: str = "", up: str = "") -> CascadeConfig:
     text = "clip: clip\n"
     text += f"prior: {{run: prior{prior}}}\ndecoder: {{run: decoder{decoder}}}\n"
     (folder / "cascade.yaml").write_text(f"{text}upsamplers: [{{run: up{up}}}]\n")
-    load_cascade_config(folder)
+    return load_cascade_config(folder)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral", "dpm++", "heun", "analytic"])
 def test_every_part_may_have_any_sampler(sampler: str, tmp_path: Path) -> None:
-    load(tmp_path, *[f", sampler: {sampler}"] * 3)
+    config = load(tmp_path, *[f", sampler: {sampler}"] * 3)
+    parts = [config.prior, config.decoder, *config.upsamplers]
+    assert [part.sampler for part in parts] == [sampler] * 3
 
 
 def test_guidance_has_its_options(tmp_path: Path) -> None:
     more = ", guidance: 3, guidance_interval: [0.2, 5], guidance_rescale: 0.7"
-    load(tmp_path, more, more)
+    config = load(tmp_path, more, more)
+    for part in (config.prior, config.decoder):
+        assert (part.guidance, part.guidance_rescale) == (3, 0.7)
+        assert part.guidance_interval == (0.2, 5)
 
 
 @pytest.mark.parametrize(
