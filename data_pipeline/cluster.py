@@ -213,11 +213,16 @@ def run_bounded(
     """Yields (shard, result) as results come, with at most `limit` tasks under way.
 
     When no shard waits any more, one that takes far longer than the others did (and more than
-    `patience` seconds) is begun a second time: the first result counts, the other is given up.
+    `patience` seconds) is begun a second time: the first result counts.
+
+    Nobody waits for the other, and nobody cancels it: it ends with the cluster or when it finds its
+    run's folder gone. `ray.cancel` of a task that is just ending ends this process
+    (ray-project/ray, pull request 54798, and still in 2.60: "Tried to complete task that was not
+    pending").
 
     Raises:
         UserError: a task failed, or its workers kept dying.
-        KeyboardInterrupt, Stopped: `stop` was set; what is under way is given up.
+        KeyboardInterrupt, Stopped: `stop` was set; nobody waits for what is under way.
     """
     waiting = deque(shards)
     running: dict[Any, _Try] = {}
@@ -226,32 +231,27 @@ def run_bounded(
     def begin(shard: int) -> None:
         running[submit(shard)] = _Try(shard, time.monotonic())
 
-    try:
-        while waiting or running:
-            stop.raise_if_requested()
-            while waiting and len(running) < limit:
-                begin(waiting.popleft())
-            if not waiting and len(running) < limit:
-                for shard in _stragglers(running.values(), took, patience)[: limit - len(running)]:
-                    begin(shard)
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
-            for reference in ready:
-                done = running.pop(reference)
-                others = [r for r, other in running.items() if other.shard == done.shard]
-                try:
-                    result = fetch(ray, reference, f"shard {done.shard}")
-                except UserError:
-                    if not others:
-                        raise
-                    continue  # the other attempt may end well
-                took.append(time.monotonic() - done.began)
-                for other in others:
-                    _give_up(ray, other)
-                    del running[other]
-                yield done.shard, result
-    finally:
-        for reference in running:
-            _give_up(ray, reference)
+    while waiting or running:
+        stop.raise_if_requested()
+        while waiting and len(running) < limit:
+            begin(waiting.popleft())
+        if not waiting and len(running) < limit:
+            for shard in _stragglers(running.values(), took, patience)[: limit - len(running)]:
+                begin(shard)
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+        for reference in ready:
+            done = running.pop(reference)
+            others = [r for r, other in running.items() if other.shard == done.shard]
+            try:
+                result = fetch(ray, reference, f"shard {done.shard}")
+            except UserError:
+                if not others:
+                    raise
+                continue  # the other attempt may end well
+            took.append(time.monotonic() - done.began)
+            for other in others:
+                del running[other]
+            yield done.shard, result
 
 
 def _stragglers(tries: Iterable[_Try], took: Sequence[float], patience: float) -> list[int]:
@@ -263,11 +263,6 @@ def _stragglers(tries: Iterable[_Try], took: Sequence[float], patience: float) -
     count = Counter(each.shard for each in tries)
     late = [each for each in tries if now - each.began > longest]
     return [each.shard for each in late if count[each.shard] == 1]
-
-
-def _give_up(ray: Any, reference: Any) -> None:
-    with suppress(Exception):
-        ray.cancel(reference, force=False)
 
 
 def fetch(ray: Any, reference: Any, what: str) -> Any:
