@@ -19,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from warm import warm_program
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ PAGES_THAT_RUN = [page for page in PAGES if any(lines_of(page))]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The packages and configs, micro in the place of tiny, and one finished demo."""
     place = tmp_path_factory.mktemp("project")
     for package in PACKAGES:
@@ -66,13 +67,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(path.read_text().replace("runs/micro", "runs/tiny"))
     programs = place / "bin"
     programs.mkdir()
-    for name, module in (("unclip", "unclip"), ("torchrun", "torch.distributed.run")):
-        program = programs / name
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
-        program.chmod(0o755)
-    run("unclip demo --out runs/demo", place, place)
-    run("unclip data synth photos --count 40 --size 256", place, place)
-    return place
+    torchrun = programs / "torchrun"
+    torchrun.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n')
+    torchrun.chmod(0o755)
+    with warm_program(programs / "unclip", "unclip", place):
+        run("unclip demo --out runs/demo", place, place)
+        run("unclip data synth photos --count 40 --size 256", place, place)
+        yield place
 
 
 def run(line: str, folder: Path, project: Path) -> None:
