@@ -53,17 +53,20 @@ class Pairs:
 
     def pictures(self, side: int, count: int | None = None) -> Tensor:
         """The first `count` stored pictures (all of them), uint8 [N, 3, side, side]."""
-        chosen = np.array(self.indices[:count])
-        shards = whole_dataset(self.dataset)
-        decoded = [
-            decode_square(jpeg, side, partial(shards.name, int(i)))
-            for i, jpeg in zip(chosen, shards.jpegs(chosen), strict=True)
-        ]
-        return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
+        return read_pictures(whole_dataset(self.dataset), np.array(self.indices[:count]), side)
 
     def random(self, seed: int, device: torch.device) -> SampleRandom:
         """The draws that belong to the pairs: by their places, among whichever pairs."""
         return SampleRandom(seed, torch.tensor(self.indices, device=device))
+
+
+def read_pictures(shards: Shards, indices: Ints, side: int) -> Tensor:
+    """Stored pictures at ascending places, uint8 [N, 3, side, side]."""
+    decoded = [
+        decode_square(jpeg, side, partial(shards.name, int(i)))
+        for i, jpeg in zip(indices, shards.jpegs(indices), strict=True)
+    ]
+    return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
 
 
 def read_pairs(dataset: Place, embeddings: str | None = None, indices: Ints | None = None) -> Pairs:
@@ -91,8 +94,8 @@ def distinct(pairs: Pairs) -> Pairs:
     return pairs.take(_first_of_each(pairs.captions))
 
 
-def choose(dataset: Place, count: int | None) -> Ints:
-    """Places of `count` captions of a DATASET, all distinct, ascending; None: of all of them.
+def choose(dataset: Place, count: int | None, most: int) -> Ints:
+    """Places of `count` captions of a DATASET, all distinct, ascending; None: at most `most`.
 
     A larger count has those of a smaller one among its own.
     Raises:
@@ -100,12 +103,10 @@ def choose(dataset: Place, count: int | None) -> Ints:
     """
     shards = whole_dataset(dataset)
     first = _first_of_each(shards.captions(np.arange(shards.starts[-1])))
-    if count is None:
-        return np.array(first)
-    if count > len(first):
+    if count is not None and count > len(first):
         raise UserError(f"--count: got {count}, {dataset} has {len(first)} distinct captions")
     ordered = sorted(first, key=lambda index: stable_hash("evaluation", index))
-    return np.array(sorted(ordered[:count]))
+    return np.array(sorted(ordered[: most if count is None else count]))
 
 
 def balanced(pairs: Pairs, single: int, pair: int) -> Pairs:
