@@ -129,10 +129,10 @@ class _Work:
         """Draw, look, measure, write; on the other processes than the first the first two."""
         begun, pairs, repeats = time.monotonic(), self.data.pairs, self.asked.repeats
         few = pairs.take(range(min(_REPEATED, len(pairs)) if repeats > 1 else 0))
-        drawn = {guidance: self._draw("pictures", guidance, pairs) for guidance in self.configs}
-        several = {g: self._draw("repeats", g, few, repeats) for g in self.configs}
         cascade = self.networks.at(self.config)
         judges = find_judges(cascade, self.asked.features, self.asked.inception)
+        drawn = {guidance: self._draw("pictures", guidance, pairs) for guidance in self.configs}
+        several = {g: self._draw("repeats", g, few, repeats) for g in self.configs}
         each = len(pairs) + len(few) * repeats
         looked = len(pairs) + each * len(self.configs)
         with Progress("measure", -(-looked // self.met.ranks), "pictures") as bar:

@@ -218,6 +218,19 @@ def test_mistakes(arguments: tuple[object, ...], message: str, run: Run, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_judges_that_are_not_there_are_told_before_anything_is_drawn(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "weights.pth").write_text("not found")
+    for option, value, message in (
+        ("--inception", tmp_path / "weights.pth", "no file of torch's weights"),
+        ("--features", "nowhere", "--features: clip: got 'nowhere'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run("--out", tmp_path / "out", option, value)
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
 def test_a_dataset_without_embeddings(run: Run, tmp_path: Path) -> None:
     root = toy.write_dataset(tmp_path / "data", (6,), dim=16)
     told = json.loads((root / DATASET_FILE).read_text())
