@@ -1,4 +1,4 @@
-"""The trainer's commands: train, plan, checkpoint, generate. torch is imported when needed."""
+"""The trainer's commands: train, plan, checkpoint, generate, evaluate; torch when needed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import typer
 from base.command import emit_json
 from base.errors import UserError
 from base.stop import stop_with_parent
+from trainer.evaluation.cli import EPILOG, evaluate
 from trainer.sampling.cli import app as generate_app
 
 app = typer.Typer(
     name="trainer",
-    help="Train the stages of DALL·E 2, look after their checkpoints, make pictures.",
+    help="Train the stages of DALL·E 2, look after their checkpoints, make pictures, measure them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,6 +28,7 @@ checkpoint_app = typer.Typer(
 )
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(generate_app, name="generate")
+app.command(epilog=EPILOG)(evaluate)
 
 Run = Annotated[Path, typer.Argument(help="The RUN folder: `out` of the config.")]
 At = Annotated[

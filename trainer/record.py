@@ -25,7 +25,7 @@ from data_pipeline.schema.selection import read_selection
 from trainer.batch import Needs
 from trainer.checkpoint.manifest import IDENTITY
 from trainer.checkpoint.origin import parse_origin
-from trainer.config import AnyTrainConfig
+from trainer.config import AnyTrainConfig, DataConfig
 from trainer.engine.base import Engine
 from trainer.loader.catalogue import Catalogue
 
@@ -48,23 +48,28 @@ _PACKAGES = (
 
 def run_facts(config: AnyTrainConfig, catalogue: Catalogue) -> dict[str, Any]:
     """What a checkpoint records of the run it belongs to."""
-    datasets, data = catalogue.infos, config.data
+    datasets = catalogue.infos
     clips = [None if info.clip is None else info.clip.weights_sha256 for info in datasets]
-    selections = [
-        None if data.selection is None else read_selection(root, data.selection).to_json()
-        for root in catalogue.roots
-    ]
-    shuffle = [getattr(data, name) for name in _SHUFFLE]
-    order = [data.embeddings, data.weights, selections, shuffle]
     return {
         "stage": config.stage,
         "model": fingerprint(config.model),
         "seed": config.seed,
-        "data": fingerprint([[info.plan_fingerprint for info in datasets], order]),
+        "data": data_fingerprint(config.data, catalogue.roots, datasets),
         "clips": clips,
         "init_from": config.init_from and str(parse_origin(config.init_from)),
         "config": fingerprint(config),
     }
+
+
+def data_fingerprint(data: DataConfig, roots: Sequence[Place], infos: Sequence[DatasetInfo]) -> str:
+    """Of which samples in which order a run reads: equal for DATASETs that lie elsewhere now."""
+    selections = [
+        None if data.selection is None else read_selection(root, data.selection).to_json()
+        for root in roots
+    ]
+    shuffle = [getattr(data, name) for name in _SHUFFLE]
+    order = [data.embeddings, data.weights, selections, shuffle]
+    return fingerprint([[info.plan_fingerprint for info in infos], order])
 
 
 def require_same_run(
@@ -136,7 +141,8 @@ def require_fitting_data(
     if not needs.embeddings:
         return
     roots = [folder_place(path) for path in config.data.paths]
-    clips = [_clip_of(config, root, info) for root, info in zip(roots, datasets, strict=True)]
+    name = config.data.embeddings
+    clips = [clip_of(root, info, name) for root, info in zip(roots, datasets, strict=True)]
     for root, clip in zip(roots, clips, strict=True):
         if clip != clips[0]:
             raise UserError(f"data.paths: {root} was embedded by another CLIP than {roots[0]}")
@@ -152,9 +158,12 @@ def require_fitting_data(
         raise UserError(f"clip: {config.clip} is not the CLIP that embedded {roots[0]}")
 
 
-def _clip_of(config: AnyTrainConfig, root: Place, info: DatasetInfo) -> ClipInfo:
-    """Who made the embeddings that the run reads of a DATASET."""
-    name = config.data.embeddings
+def clip_of(root: Place, info: DatasetInfo, name: str | None) -> ClipInfo:
+    """Who made the embeddings of a DATASET, or those of its further set `name`.
+
+    Raises:
+        UserError: it has none.
+    """
     if name is None:
         if info.clip is None:
             raise UserError(f"{root}: has no embeddings; make them with `unclip data embed`")

@@ -11,6 +11,8 @@ from torch import Tensor
 from base.progress import Progress
 from data_pipeline.scenes import Split, render, scene
 from data_pipeline.schema.scenes import Scene
+from trainer.evaluation.pairs import Pairs, balanced, distinct
+from trainer.evaluation.scores import scene_scores
 from trainer.models.clip import TextStates
 from trainer.rng import SampleRandom
 from unclip.demo.config import Sampling
@@ -23,8 +25,6 @@ from unclip.demo.draw import (
     no_text,
     true_embedding,
 )
-from unclip.demo.evaluate import scene_scores
-from unclip.demo.heldout import Pairs, balanced, distinct
 
 EMPTY = -1.0  # what the spy makes of the empty caption
 

@@ -295,11 +295,16 @@ class ImageEncoder:
         side = self.module.visual.image_size
         return int(side if isinstance(side, int) else side[0])
 
-    @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """Square pictures, uint8 [B, 3, H, H] → float32 [B, D], unit length."""
+        return F.normalize(self.project(image), dim=-1)
+
+    @torch.no_grad()
+    def project(self, image: Tensor) -> Tensor:
+        """The same as CLIP's last layer gives it, of any length."""
         size = (self.side, self.side)
         sized = F.interpolate(image.float(), size, mode="bicubic", antialias=True)
         pixels = normalise_pixels(sized.round().clamp(0, 255))
         with fast_attention_of_others(image.device):
-            return F.normalize(self.module.encode_image(pixels).float(), dim=-1)
+            projected: Tensor = self.module.encode_image(pixels).float()
+        return projected

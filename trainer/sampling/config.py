@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -103,8 +104,18 @@ def with_weights(config: CascadeConfig, weights: str) -> CascadeConfig:
     )
 
 
-def load_cascade_config(path: Path) -> CascadeConfig:
+def with_guidance(config: CascadeConfig, guidance: float) -> CascadeConfig:
+    """The same cascade, with this guidance of the decoder; 1 is none, and has no settings."""
+    chosen: dict[str, object] = {"guidance": guidance}
+    if guidance == 1:
+        chosen |= {"guidance_interval": None, "guidance_rescale": 0.0}
+    return config.model_copy(update={"decoder": config.decoder.model_copy(update=chosen)})
+
+
+def load_cascade_config(path: Path, overrides: Sequence[str] = ()) -> CascadeConfig:
     """Read cascade.yaml, or the one in a folder; folders in it become absolute.
+
+    `overrides` such as "decoder.steps=50" come after the file.
 
     Raises:
         UserError: missing or malformed.
@@ -112,7 +123,7 @@ def load_cascade_config(path: Path) -> CascadeConfig:
     path = path / "cascade.yaml" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"{path}: no such file, expected a cascade.yaml or a folder with one")
-    config = load_config(path, CascadeConfig)
+    config = load_config(path, CascadeConfig, overrides)
     home = path.resolve().parent
 
     def placed(name: str) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch.distributed as dist
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
@@ -23,15 +22,11 @@ from base.files import atomic_path, read_json, write_json
 from base.lease import Lease
 from base.progress import Progress
 from base.stop import StopFlag
-from trainer.engine.processes import (
-    environment_rank,
-    environment_world_size,
-    group_environment,
-    group_scope,
-)
+from trainer.engine.processes import environment_rank
 
 from .cascade import Cascade, load_cascade
-from .config import load_cascade_config, with_weights
+from .config import CascadeConfig, load_cascade_config, with_weights
+from .meeting import meeting
 from .sheet import caption_sheet, save_image
 
 RECORD = "pictures.json"
@@ -71,50 +66,65 @@ def fulfil(
 ) -> list[Path]:
     """Draw a request's pictures into `out`, and a sheet of them; gives their paths in order.
 
-    `weights` replace those that the cascade names, for every network but CLIP. Interrupted
-    between two batches, the same call goes on where it was.
+    `weights` replace those that the cascade names, for every network but CLIP.
+
+    Raises:
+        UserError, KeyboardInterrupt, Stopped: as `draw_missing` does.
+    """
+    config = load_cascade_config(cascade)
+    if weights is not None:
+        config = with_weights(config, weights)
+    return draw_missing(request, config, out, batch, lambda: load_cascade(config))
+
+
+def draw_missing(
+    request: Request, config: CascadeConfig, out: Path, batch: int, load: Callable[[], Cascade]
+) -> list[Path]:
+    """Draw those of a request's pictures that are not in `out`; gives the paths of all, in order.
+
+    `load` gives the cascade of `config`, and is not called where there is nothing to draw.
+    Interrupted between two batches, the same call goes on where it was.
 
     Raises:
         UserError: the cascade cannot be loaded, or `out` holds pictures of another request.
         KeyboardInterrupt, Stopped: stopped on request.
     """
-    config = load_cascade_config(cascade)
-    if weights is not None:
-        config = with_weights(config, weights)
     paths = [out / f"{position:06d}.png" for position in range(len(request.about))]
     settings = {"use": request.use, "cascade": fingerprint(config), "seed": request.seed}
     record = {**settings, **request.settings, "pictures": [dict(item) for item in request.about]}
-    first, ranks = environment_rank() == 0, environment_world_size()
     with ExitStack() as stack:
-        if first:
+        if environment_rank() == 0:
             stack.enter_context(Lease(out))
         stop = stack.enter_context(StopFlag())
         _require_ours(out / RECORD, record)
-        meet = stack.enter_context(_meeting(ranks))
+        met = stack.enter_context(meeting())
         missing = [position for position, path in enumerate(paths) if not path.is_file()]
-        meet()  # before anybody draws, all have seen the same
+        met.wait()  # before anybody draws, all have seen the same
         batches = [missing[start : start + batch] for start in range(0, len(missing), batch)]
-        own = batches[environment_rank() :: ranks]
+        own = batches[met.rank :: met.ranks]
         if own:
-            model = load_cascade(config)
-            if first:
+            model = load()
+            if met.first:
                 write_json(out / RECORD, record)
             mine = sum(map(len, own))
-            done = len(paths) - len(missing) if ranks == 1 else 0
-            with Progress("pictures", done + mine, "pictures", initial=done) as bar:
-                _tell_who_works(model, bar)
+            done = len(paths) - len(missing) if met.ranks == 1 else 0
+            with (
+                Progress("pictures", done + mine, "pictures", initial=done) as bar,
+                _telling_who_works(model, bar),
+            ):
                 for some in own:
                     stop.raise_if_requested()
                     drawn = request.draw(model, some)
                     _save(drawn, some, paths, request, settings)
                     bar.advance(len(some))
-        meet()
-        if first and len(paths) > 1 and not (out / SHEET).is_file():
+        met.wait()
+        if met.first and len(paths) > 1 and not (out / SHEET).is_file():
             _save_sheet(paths[:_ON_A_SHEET], request, out / SHEET)
     return paths
 
 
-def _tell_who_works(model: Cascade, bar: Progress) -> None:
+@contextmanager
+def _telling_who_works(model: Cascade, bar: Progress) -> Iterator[None]:
     """Show which network is at work, and how often it was asked since another one was."""
     name, times = "", 0
 
@@ -123,8 +133,15 @@ def _tell_who_works(model: Cascade, bar: Progress) -> None:
         name, times = who, times + 1 if who == name else 1
         bar.advance(0, at=f"{who}, step {times}")
 
-    for who, network in model.networks().items():
+    handles = [
         network.register_forward_pre_hook(lambda *_, who=who: asked(who))
+        for who, network in model.networks().items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _save(
@@ -162,21 +179,6 @@ def _save_sheet(paths: Sequence[Path], request: Request, sheet: Path) -> None:
     pictures = [np.asarray(Image.open(path)) for path in paths]
     columns = min(request.columns, len(paths))
     save_image(caption_sheet(pictures, request.captions()[: len(paths)], columns), sheet)
-
-
-@contextmanager
-def _meeting(ranks: int) -> Iterator[Callable[[], None]]:
-    """Gives what lets the processes wait for each other; one that is alone waits for nobody."""
-    if ranks == 1:
-        yield lambda: None
-        return
-    with group_environment(), group_scope():
-        dist.init_process_group("gloo")
-
-        def meet() -> None:
-            dist.barrier()
-
-        yield meet
 
 
 def _require_ours(path: Path, record: dict[str, object]) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from base.files import atomic_path
 from base.progress import Progress
+from trainer.evaluation.pairs import Pairs
 from trainer.models.clip import TextStates
 from trainer.objectives.conditions import to_pixels
 from trainer.rng import SampleRandom
 from trainer.sampling.cascade import Cascade
 
 from .config import Sampling
-from .heldout import Pairs
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,6 @@ def no_text(cascade: Cascade, group: Group) -> tuple[Tensor, TextStates, bool]:
     return z_i, cascade.no_captions(len(z_i)), True
 
 
-def noise_of(pairs: Pairs, seed: int, device: torch.device) -> SampleRandom:
-    """The draws that belong to the pairs."""
-    return SampleRandom(seed, torch.tensor(pairs.indices, device=device))
-
-
 def draw(
     cascade: Cascade,
     pairs: Pairs,
@@ -105,6 +100,6 @@ def _group(cascade: Cascade, pairs: Pairs, first: int, sampling: Sampling) -> Gr
     some = pairs.take(places)
     others = pairs.take([(place + max(1, len(pairs) // 2)) % len(pairs) for place in places])
     random, others_random = (
-        noise_of(group, sampling.seed, cascade.device) for group in (some, others)
+        group.random(sampling.seed, cascade.device) for group in (some, others)
     )
     return Group(some, random, others, others_random)

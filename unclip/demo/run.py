@@ -26,6 +26,9 @@ from data_pipeline.embed import embed, is_embedded
 from data_pipeline.pipeline import prepare
 from data_pipeline.scenes import Split, write_scenes
 from data_pipeline.schema.dataset import DATASET_FILE, read_dataset
+from trainer.evaluation.page import spread, versions, write_pictures
+from trainer.evaluation.pairs import Pairs, balanced, distinct, mean_embedding, read_pairs
+from trainer.evaluation.scores import prior_scores, scene_scores, upsampler_scores
 from trainer.loop import train
 from trainer.sampling.cascade import Cascade, load_cascade
 from trainer.sampling.config import (
@@ -39,16 +42,8 @@ from trainer.stages import load_train_config
 
 from .config import RUNS, DemoConfig, config_folder, load_demo_config
 from .draw import draw, from_caption
-from .evaluate import (
-    CONTROLS,
-    clip_scores,
-    control_scores,
-    prior_scores,
-    scene_scores,
-    upsampler_scores,
-)
-from .heldout import Pairs, balanced, distinct, read_pairs
-from .report import versions, write_pictures, write_report
+from .evaluate import CONTROLS, clip_scores, control_scores
+from .report import write_report
 from .split import split_counts, split_pairs
 
 _STAGES = ("corpus", "prepare", "clip", "embed", *RUNS[1:], "pictures", "report")
@@ -214,7 +209,7 @@ class Demo:
         """Every figure of the report, and the pictures behind them."""
         cascade = load_cascade(load_cascade_config(self.out))
         limits, sampling = self.config.report, self.config.sampling
-        heldout = read_pairs(self._dataset("heldout"), self._truth("heldout"))
+        heldout = read_pairs(self._dataset("heldout"))
         final, unseen = self._judged(heldout)
         measured = min(limits.upsampled, len(heldout))
         counts = self._counts(final, unseen)
@@ -222,8 +217,9 @@ class Demo:
         total = sum(counts.values()) + measured * len(cascade.upsamplers)
         with Progress("pictures", total, "pictures", drawn) as bar:
             pictures = draw(cascade, final, from_caption, sampling, self._drawn("final"), bar)
-            prior = prior_scores(cascade, final, self._dataset("train"), self.config)
-            chosen = _spread(len(final), min(limits.shown, len(final)))
+            mean = mean_embedding(self._dataset("train"))
+            prior = prior_scores(cascade, final, mean, sampling.seed, len(final))
+            chosen = spread(len(final), min(limits.shown, len(final)))
             write_pictures(pictures[chosen], final.take(chosen).captions, self.out / "pictures.png")
             return {
                 **self._scene_results(cascade, pictures, final, unseen, bar),
@@ -240,7 +236,7 @@ class Demo:
         heldout = distinct(heldout)
         if self.data is not None:
             return heldout.take(range(min(len(heldout), limits.single + limits.pair))), None
-        unseen = distinct(read_pairs(self._dataset("unseen"), self._truth("unseen")))
+        unseen = distinct(read_pairs(self._dataset("unseen")))
         final = balanced(heldout, limits.single, limits.pair)
         return final, unseen.take(range(min(limits.unseen, len(unseen))))
 
@@ -266,7 +262,7 @@ class Demo:
         limits, sampling = self.config.report, self.config.sampling
         others = draw(cascade, unseen, from_caption, sampling, self._drawn("unseen"), bar)
         seen, not_seen = scene_scores(pictures, final), scene_scores(others, unseen)
-        chosen = _spread(len(final), min(limits.controls, len(final)))
+        chosen = spread(len(final), min(limits.controls, len(final)))
         return {
             "scores": {
                 group: {
@@ -287,9 +283,6 @@ class Demo:
                 bar,
             ),
         }
-
-    def _truth(self, split: Split) -> tuple[int, Split] | None:
-        return None if self.data is not None else (self.config.corpus.seed, split)
 
     def _drawn(self, name: str) -> Path:
         return self.out / "pictures" / f"{name}.npy"
@@ -339,8 +332,3 @@ def _removed_if_empty(out: Path) -> Iterator[None]:
 
 def _announce(stage: str) -> None:
     print(f"[{_STAGES.index(stage) + 1}/{len(_STAGES)}] {stage}", file=sys.stderr, flush=True)
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """`count` of `total` places, evenly spread: the held-out captions are not sorted by kind."""
-    return [i * total // count for i in range(count)]
