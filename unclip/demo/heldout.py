@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.scenes import Split, scene
-from data_pipeline.schema.scenes import Scene
+from data_pipeline.schema.scenes import Kind, Scene
 from trainer.loader.pictures import decode_square
 from trainer.loader.shards import whole_dataset
 
@@ -53,18 +53,18 @@ class Pairs:
         return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
 
 
-def read_pairs(dataset: Path, truth: tuple[int, Split] | None) -> Pairs:
-    """All pairs of a DATASET; `truth` is (seed, split) when they are synthetic scenes.
+def read_pairs(dataset: Path, truth: tuple[int, Split, tuple[Kind, ...]] | None) -> Pairs:
+    """All pairs of a DATASET; `truth` is (seed, split, kinds) when they are synthetic scenes.
 
-    Scenes are functions of (seed, split, index) and none is rejected, so that sample i is scene i.
+    Scenes are functions of these and their index and none is rejected, so that sample i is scene i.
     """
     shards = whole_dataset(dataset)
     indices = np.arange(shards.starts[-1])
     image, text = (torch.from_numpy(rows).float() for rows in shards.embeddings(indices))
     truths = None
     if truth is not None:
-        seed, split = truth
-        truths = tuple(scene(seed, int(i), split)[0] for i in indices)
+        seed, split, kinds = truth
+        truths = tuple(scene(seed, int(i), split, kinds)[0] for i in indices)
     return Pairs(
         dataset,
         tuple(indices.tolist()),

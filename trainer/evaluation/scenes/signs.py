@@ -25,6 +25,7 @@ _FILLED = 20.0  # height there of a letter's outline
 _BLURS = (0.75, 1.5, 2.25)  # softness of the templates, Gaussian sigma in the patch's pixels
 _LETTER_FIT = 0.65  # overlap with the best template, intersection over union
 _LETTER_RIVAL = 0.03  # lead over the best template of another letter
+_OUT_OF_LINE = 0.2  # x-heights that a letter's upper or lower end may lie off
 UNKNOWN = "?"
 
 ALPHABET = "".join(sorted(lettering.LETTERS))
@@ -55,7 +56,7 @@ def read_sign(image: NDArray[np.uint8], ground: Floats) -> ReadSign | None:
         return None
     read = [_read_cell(lab, ground, contrast, cell) for cell in cells]
     scores = np.stack([score for _, score in read])  # [cells, letters]
-    letters = "".join(map(_letter, scores))
+    letters = _in_line("".join(map(_letter, scores)), cells)
     told = len(letters) - letters.count(UNKNOWN)
     if told < 2 or 2 * told < len(letters):
         return None
@@ -149,6 +150,28 @@ def _letter(scores: Floats) -> str:
     if scores[first] < _LETTER_FIT or scores[first] - scores[second] < _LETTER_RIVAL:
         return UNKNOWN
     return ALPHABET[int(first)]
+
+
+def _in_line(letters: str, cells: list[NDArray[np.bool_]]) -> str:
+    """The letters without those that do not stand as high and low as the others have them.
+
+    One base line and one x-height are fitted to where the letters begin and end: a b whose upper
+    part is missing, say, does not reach as high as it should.
+    """
+    known = [place for place, letter in enumerate(letters) if letter != UNKNOWN]
+    if not known:
+        return letters
+    shown: list[int] = []
+    asked: list[float] = []
+    for place in known:
+        rows = np.flatnonzero(cells[place].any(1))
+        shown += [int(rows[0]), int(rows[-1]) + 1]
+        asked += lettering.letter_extent(letters[place])[2:]
+    ends = np.column_stack([np.ones(len(asked)), asked])  # [2 · known, 2]
+    line, *_ = np.linalg.lstsq(ends, np.array(shown, float))
+    off = np.abs(ends @ line - shown).reshape(-1, 2).max(1) > _OUT_OF_LINE * line[1]
+    wrong = {place for place, is_off in zip(known, off, strict=True) if is_off}
+    return "".join(UNKNOWN if i in wrong else letter for i, letter in enumerate(letters))
 
 
 @cache
