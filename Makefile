@@ -8,7 +8,7 @@ OUT ?= runs/demo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean peers retrieval soak
+.PHONY: help demo small-gpu test check format clean peers retrieval soak
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,15 @@ help: ## this list
 
 demo: $(VENV)/.installed ## from captions to pictures on this machine: report.html and pictures.png in runs/demo
 	$(BIN)/unclip demo --out $(OUT) $(ARGS)
+
+# configs/small is made for one GPU. Without one configs/tiny stands in, in a folder of its own: figures of the two are never mixed.
+ON_GPU := import sys, torch; sys.exit(not torch.cuda.is_available())
+
+small-gpu: $(VENV)/.installed ## the same at one GPU's size: configs/small in runs/small (no GPU: configs/tiny in runs/small-cpu)
+	@if $(BIN)/python -c '$(ON_GPU)'; then size=small out=runs/small; else size=tiny out=runs/small-cpu; fi; \
+	  device=$$($(BIN)/python -c 'from unclip.demo.report import versions; v = versions(); print(v["device"] + ",", v["cpus"], "CPU cores")'); \
+	  echo "device: $$device; size: configs/$$size; out: $$out"; \
+	  $(BIN)/unclip demo --config configs/$$size --out $$out $(ARGS)
 
 # A file's tests stay together, because they share what takes long to make.
 test: $(VENV)/.installed-dev ## the whole test suite, in two processes (ARGS='-n 0': in one)

@@ -81,14 +81,23 @@ def synth(
         Split, typer.Option(help="Training scenes, held-out captions, or unseen combinations.")
     ] = Split.train,
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 256,
+    kinds: Annotated[
+        str,
+        typer.Option(
+            help="Kinds of scenes, equally frequent: single and pair (one object, two), crowd "
+            "(three to six), sign (a written word)."
+        ),
+    ] = "single,pair",
     json: _Json = False,
 ) -> None:
     """Write synthetic captioned scenes, as inputs that users have."""
     from data_pipeline.scenes import write_scenes
 
-    write_scenes(out, count, seed, form.value, split.value, size)
+    chosen = [kind.strip() for kind in kinds.split(",") if kind.strip()]
+    write_scenes(out, count, seed, form.value, split.value, size, kinds=chosen)
     if json:
         made = {"count": count, "seed": seed, "form": form, "split": split, "size": size}
+        made["kinds"] = chosen
         emit_json({"out": str(out), **made})
     else:
         typer.echo(f"{out}: {count} scenes")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Literal, TypeVar
 
 from base.hashing import stable_hash
+from data_pipeline.schema import captions, lettering
 from data_pipeline.schema import scenes as vocabulary
-from data_pipeline.schema.scenes import Scene, SceneObject
+from data_pipeline.schema.scenes import USUAL_KINDS, Kind, Scene, SceneObject, Sign
 
 Split = Literal["train", "heldout", "unseen"]
 SPLITS: tuple[Split, ...] = ("train", "heldout", "unseen")
@@ -19,19 +20,31 @@ _GAP = (0.14, 0.18)  # of the side, between the two objects of a pair, along the
 # a small decoder pays for with most of its training.
 _JITTER_SINGLE = 0.03
 _JITTER_PAIR = 0.02
+_JITTER_CROWD = 0.01
+_ROW_GAP = 0.1  # of the side, between two objects of a row or column; less where they need more
+_GROUP_STEP = (0.31, 0.42)  # of the side, between the objects of a line, and between two lines
+_GROUPS: dict[int, tuple[tuple[int, int], ...]] = {  # objects of the first line and of the second
+    3: ((2, 1), (1, 2)),
+    4: ((2, 2),),
+    5: ((3, 2), (2, 3)),
+    6: ((3, 3),),
+}
+_SIGN_WIDTH, _SIGN_HEIGHT = 0.84, 0.22  # of the side: a word's most, and its x-height's
 
 T = TypeVar("T")
 
 
-def scene(seed: int, index: int, split: Split) -> tuple[Scene, str]:
-    """The scene and caption number `index` of a split; about half of them hold two objects.
+def scene(
+    seed: int, index: int, split: Split, kinds: Sequence[Kind] = USUAL_KINDS
+) -> tuple[Scene, str]:
+    """The scene and caption number `index` of a split; every kind is equally frequent.
 
     train: no unseen combination, no held-out caption; heldout: no unseen combination, a held-out
     caption; unseen: at least one unseen combination. Drawn again until it fits.
     """
     # Only Random.random() is used: Python promises its sequence for a seed in every version.
     random = Random(stable_hash("scenes", seed, split, index))
-    draw = _draw_pair if random.random() < 0.5 else _draw_single
+    draw = _pick(random, [_DRAWN[kind] for kind in _DRAWN if kind in kinds])
     while True:
         drawn = draw(random)
         caption = _draw_caption(random, drawn)
@@ -113,11 +126,87 @@ def _draw_along(random: Random, looks: list[dict[str, Any]], vertical: bool) -> 
     return [round(first, 4), round(first + reach[0][1] + gap + reach[1][0], 4)]
 
 
+def _draw_crowd(random: Random) -> Scene:
+    """Three and more objects: equals, or all different and few enough to be named."""
+    if random.random() < 0.5:
+        number = _pick(random, tuple(vocabulary.COUNTS))
+        looks = [(_pick(random, _COLOURS), _pick(random, vocabulary.SHAPES))] * number
+    else:
+        number = _pick(random, [n for n in vocabulary.COUNTS if n <= vocabulary.LONGEST_LIST])
+        looks = []
+        while len(looks) < number:
+            look = _pick(random, _COLOURS), _pick(random, vocabulary.SHAPES)
+            looks += [look] if look not in looks else []
+    layouts = vocabulary.LAYOUTS if number <= vocabulary.LONGEST_ROW else ("group",)
+    layout = _pick(random, layouts)
+    radii = vocabulary.CROWD_RADIUS if layout == "group" else vocabulary.ROW_RADII[number]
+    radius = round(_between(random, *radii), 4)
+    if layout == "group":
+        places = _group_places(random, number)
+    else:
+        places = _row_places(random, [shape for _, shape in looks], radius, layout == "column")
+    objects = tuple(
+        SceneObject(colour, shape, "medium", x, y, radius)
+        for (colour, shape), (x, y) in zip(looks, places, strict=True)
+    )
+    return Scene(_pick(random, _BACKGROUNDS), objects, layout=layout)
+
+
+def _row_places(
+    random: Random, shapes: list[str], radius: float, vertical: bool
+) -> list[tuple[float, float]]:
+    """Places in one line about the centre, outlines equally far apart."""
+    extents = [vocabulary.shape_extent(shape) for shape in shapes]
+    reach = [tuple(radius * r for r in (e[2:] if vertical else e[:2])) for e in extents]
+    room = 1 - 2 * MARGIN - sum(map(sum, reach))
+    gap = min(_ROW_GAP, room / (len(shapes) - 1))
+    along = MARGIN + (room - gap * (len(shapes) - 1)) / 2
+    places = []
+    for before, after in reach:
+        across = 0.5 + _between(random, -_JITTER_CROWD, _JITTER_CROWD)
+        x, y = (across, along + before) if vertical else (along + before, across)
+        places.append((round(x, 4), round(y, 4)))
+        along += before + after + gap
+    return places
+
+
+def _group_places(random: Random, number: int) -> list[tuple[float, float]]:
+    """Places in two lines, which lie or stand."""
+    lines = _pick(random, _GROUPS[number])
+    standing = random.random() < 0.5
+    step, apart = _GROUP_STEP
+    places = []
+    for line, count in enumerate(lines):
+        for place in range(count):
+            along = 0.5 + step * (place - (count - 1) / 2)
+            across = 0.5 + apart * (line - 0.5)
+            x, y = (across, along) if standing else (along, across)
+            x, y = (v + _between(random, -_JITTER_CROWD, _JITTER_CROWD) for v in (x, y))
+            places.append((round(x, 4), round(y, 4)))
+    return places
+
+
+def _draw_sign(random: Random) -> Scene:
+    word, colour = _pick(random, vocabulary.WORDS), _pick(random, _COLOURS)
+    _, width = lettering.letter_places(word)  # in x-heights
+    height = min(_SIGN_HEIGHT, _SIGN_WIDTH / width) * _between(random, 0.94, 1.0)
+    x, y = (0.5 + _between(random, -_JITTER_SINGLE, _JITTER_SINGLE) for _ in range(2))
+    sign = Sign(word, colour, round(x, 4), round(y, 4), round(height, 4))
+    return Scene(_pick(random, _BACKGROUNDS), (), sign=sign)
+
+
+# The order decides which kind an index has.
+_DRAWN: dict[Kind, Callable[[Random], Scene]] = {
+    "pair": _draw_pair,
+    "single": _draw_single,
+    "crowd": _draw_crowd,
+    "sign": _draw_sign,
+}
+
+
 def _draw_caption(random: Random, drawn: Scene) -> str:
     named = random.random() < 0.5
-    if drawn.relation is None:
-        template = _pick(random, vocabulary.SINGLE_PHRASINGS)
-        return vocabulary.phrase(drawn, template, size_named=named)
-    template = _pick(random, vocabulary.PAIR_PHRASINGS)
-    relation = _pick(random, vocabulary.RELATION_PHRASES[drawn.relation])
-    return vocabulary.phrase(drawn, template, relation, named)
+    template = _pick(random, captions.PHRASINGS[drawn.kind])
+    ways = captions.relation_phrases(drawn)
+    relation = _pick(random, ways) if drawn.relation is not None else ways[0]
+    return captions.phrase(drawn, template, relation, named)

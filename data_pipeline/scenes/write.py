@@ -9,7 +9,7 @@ import shutil
 import signal
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
@@ -26,7 +26,9 @@ from base.lease import Lease
 from base.progress import Progress, share_of
 from data_pipeline.scenes.draw import SPLITS, Split, scene
 from data_pipeline.scenes.render import jpeg, render
+from data_pipeline.schema import lettering
 from data_pipeline.schema import scenes as vocabulary
+from data_pipeline.schema.scenes import KINDS, USUAL_KINDS, Kind
 
 Form = Literal["folder", "parquet", "webdataset"]
 FORMS: tuple[Form, ...] = ("folder", "parquet", "webdataset")
@@ -44,6 +46,7 @@ class Settings:
     form: Form
     split: Split
     size: int
+    kinds: tuple[Kind, ...] = USUAL_KINDS
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Sample:
 def samples(settings: Settings, start: int, stop: int) -> Iterator[Sample]:
     """The pairs number start to stop - 1 of a corpus."""
     for index in range(start, stop):
-        drawn, caption = scene(settings.seed, index, settings.split)
+        drawn, caption = scene(settings.seed, index, settings.split, settings.kinds)
         picture = jpeg(render(drawn, settings.size))
         yield Sample(f"{index:09d}", picture, caption, {"scene": drawn.to_json()})
 
@@ -78,8 +81,9 @@ def write_scenes(
     size: int = 256,
     workers: int | None = None,
     bar: Progress | None = None,
+    kinds: Sequence[str] = USUAL_KINDS,
 ) -> None:
-    """Write `count` pairs of a split under `out`, as inputs that users have.
+    """Write `count` pairs of a split and of these kinds under `out`, as inputs that users have.
 
     folder: NNNNN/KEY.jpg, .txt and .json; parquet: NNNNN.parquet with key, image (JPEG bytes),
     caption and json; webdataset: NNNNN.tar with the three members a key. 1,000 pairs a part.
@@ -88,7 +92,7 @@ def write_scenes(
     left alone. Progress is shown in a bar of its own, or in `bar`. Raises UserError where `out`
     holds something else or is in use.
     """
-    settings = _checked(Settings(count, seed, form, split, size))
+    settings = _checked(Settings(count, seed, form, split, size, _ordered(kinds)))
     out.mkdir(parents=True, exist_ok=True)
     with Lease(out):
         if _begin(out, settings):
@@ -97,6 +101,16 @@ def write_scenes(
         else:
             with share_of(bar, "scenes", count, "scenes", count) as shown:
                 shown.log(f"{out}: {count} scenes are already there")
+
+
+def _ordered(kinds: Sequence[str]) -> tuple[Kind, ...]:
+    """Kinds in the vocabulary's order, each once."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"kinds: got {kind!r}, expected some of {', '.join(KINDS)}")
+    if not kinds:
+        raise UserError(f"kinds: got none, expected some of {', '.join(KINDS)}")
+    return tuple(kind for kind in KINDS if kind in kinds)
 
 
 def _checked(settings: Settings) -> Settings:
@@ -112,9 +126,19 @@ def _checked(settings: Settings) -> Settings:
 
 
 def _record(settings: Settings) -> dict[str, Any]:
-    words = [vocabulary.COLOURS, vocabulary.BACKGROUNDS, vocabulary.SHAPES, vocabulary.SIZES]
-    digest = stable_hash(json.dumps(words))
-    return {"version": 1, **asdict(settings), "vocabulary": f"{digest:016x}"}
+    """scenes.json. Of the usual kinds it says what it did before there were others."""
+    words: list[Any] = [
+        vocabulary.COLOURS,
+        vocabulary.BACKGROUNDS,
+        vocabulary.SHAPES,
+        vocabulary.SIZES,
+    ]
+    record = {"version": 1, **asdict(settings), "kinds": list(settings.kinds)}
+    if settings.kinds == USUAL_KINDS:
+        del record["kinds"]
+    else:
+        words += [vocabulary.COUNTS, vocabulary.LAYOUTS, vocabulary.WORDS, lettering.LETTERS]
+    return {**record, "vocabulary": f"{stable_hash(json.dumps(words)):016x}"}
 
 
 def _begin(out: Path, settings: Settings) -> bool:
@@ -123,7 +147,7 @@ def _begin(out: Path, settings: Settings) -> bool:
     for path in (out / "scenes.json", work / "scenes.json"):
         if path.exists() and (there := read_json(path)) != record:
             known = there if isinstance(there, dict) else {}
-            differing = ", ".join(k for k in record if known.get(k) != record[k])
+            differing = ", ".join(k for k in {**known, **record} if known.get(k) != record.get(k))
             raise UserError(
                 f"{out}: holds scenes with other settings ({differing}); choose another"
             )

@@ -1,4 +1,4 @@
-"""The synthetic scenes: vocabulary, palette, shape geometry and captions.
+"""The synthetic scenes: vocabulary, palette, shape geometry and splits.
 
 Standard library and numpy only: the corpus writer draws scenes from this, and the verifier
 reads pictures back with the same palette and the same outlines.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,10 @@ from base.hashing import stable_hash
 
 Rgb = tuple[int, int, int]
 Floats = NDArray[np.float32]
+Kind = Literal["single", "pair", "crowd", "sign"]
+
+KINDS: tuple[Kind, ...] = ("single", "pair", "crowd", "sign")
+USUAL_KINDS: tuple[Kind, ...] = ("single", "pair")  # what the demo trains on
 
 # sRGB. Any two of these, backgrounds included, lie at least 32 apart in CIELAB.
 COLOURS: dict[str, Rgb] = {
@@ -37,6 +42,15 @@ BACKGROUNDS: dict[str, Rgb] = {
 }
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
+COUNTS: dict[int, str] = {3: "three", 4: "four", 5: "five", 6: "six"}
+LAYOUTS: tuple[str, ...] = ("row", "column", "group")  # of three and more objects
+LONGEST_LIST, LONGEST_ROW = 4, 4  # objects that are named one by one; that stand in one line
+WORDS: tuple[str, ...] = (
+    *("bat", "box", "bus", "cat", "cow", "cup", "dog", "egg", "fox", "hat", "hen", "jam", "key"),
+    *("net", "owl", "pen", "pig", "sun", "van", "zip", "bear", "bird", "book", "cake", "door"),
+    *("fish", "frog", "lamp", "leaf", "milk", "moon", "ring", "ship", "star", "tree", "wolf"),
+    *("apple", "bread", "queen", "tiger"),
+)
 # Radius as a fraction of the picture's side: (lowest, highest), of a single object and of a pair.
 SIZES: dict[str, tuple[float, float]] = {
     "small": (0.18, 0.20),
@@ -49,9 +63,19 @@ PAIR_SIZES: dict[str, tuple[float, float]] = {
     "large": (0.17, 0.18),
 }
 
+# Radius of the objects of a crowd, and of a row or column of so many.
+CROWD_RADIUS: tuple[float, float] = (0.095, 0.11)
+ROW_RADII: dict[int, tuple[float, float]] = {3: (0.1, 0.115), 4: (0.08, 0.085)}
+
 # Colour-shape combinations that training never shows.
 UNSEEN_COMBINATIONS: frozenset[tuple[str, str]] = frozenset(
     {("red", "cross"), ("green", "circle"), ("blue", "triangle"), ("yellow", "square")}
+)
+UNSEEN_COUNTS: frozenset[tuple[int, str]] = frozenset(
+    {(3, "orange"), (4, "cyan"), (5, "purple"), (6, "pink"), (3, "pink"), (4, "red")}
+)
+UNSEEN_WORDS: frozenset[str] = frozenset(
+    {"bat", "cow", "hen", "pen", "bear", "leaf", "ring", "wolf"}
 )
 UNSEEN_PAIR_SHARE = 8  # one in this many unordered pairs of combinations is kept out as well
 HELD_OUT_SHARE = 8  # one in this many captions is kept out of training
@@ -81,27 +105,62 @@ class SceneObject:
 
 
 @dataclass(frozen=True)
+class Sign:
+    """A written word; x, y (its middle) and the x-height are fractions of the picture's side."""
+
+    word: str
+    colour: str
+    x: float
+    y: float
+    height: float
+
+
+@dataclass(frozen=True)
 class Scene:
-    """A plain background with one object, or with two: objects[0] is `relation` objects[1]."""
+    """A plain background with objects or with a sign.
+
+    One object; or two: objects[0] is `relation` objects[1]; or three and more in a `layout`, those
+    of a row from left to right, those of a column from top to bottom. `sign` stands alone.
+    """
 
     background: str
     objects: tuple[SceneObject, ...]
     relation: str | None = None
+    layout: str | None = None
+    sign: Sign | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What sort of scene it is."""
+        if self.sign is not None:
+            return "sign"
+        return "crowd" if len(self.objects) > 2 else "single" if self.relation is None else "pair"
+
+    @property
+    def counted(self) -> bool:
+        """Whether it is a crowd of equals, which captions count instead of naming each."""
+        return self.kind == "crowd" and len({item.combination for item in self.objects}) == 1
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, the value of the key `scene` in a sample's json."""
-        return {
+        data: dict[str, Any] = {
             "background": self.background,
             "objects": [dict(vars(item)) for item in self.objects],
             "relation": self.relation,
         }
+        if self.layout is not None:
+            data["layout"] = self.layout
+        if self.sign is not None:
+            data["sign"] = dict(vars(self.sign))
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Scene:
         """Inverse of `to_json`. Raises ValueError on words outside the vocabulary."""
         try:
             objects = tuple(SceneObject(**item) for item in data["objects"])
-            scene = cls(data["background"], objects, data["relation"])
+            sign = None if data.get("sign") is None else Sign(**data["sign"])
+            scene = cls(data["background"], objects, data["relation"], data.get("layout"), sign)
         except (KeyError, TypeError) as error:
             raise ValueError(f"scene: got {data!r}, expected the fields of Scene") from error
         _check_words(scene)
@@ -109,15 +168,18 @@ class Scene:
 
 
 def _check_words(scene: Scene) -> None:
-    relations = RELATIONS if len(scene.objects) == 2 else (None,)
+    number = len(scene.objects)
     checks: list[tuple[str, object, Any]] = [
         ("background", scene.background, BACKGROUNDS),
-        ("objects", len(scene.objects), (1, 2)),
-        ("relation", scene.relation, relations),
+        ("objects", number, (1, 2, *COUNTS) if scene.sign is None else (0,)),
+        ("relation", scene.relation, RELATIONS if number == 2 else (None,)),
+        ("layout", scene.layout, LAYOUTS if number > 2 else (None,)),
     ]
     for item in scene.objects:
         checks += [("colour", item.colour, COLOURS), ("shape", item.shape, SHAPES)]
         checks += [("size", item.size, SIZES)]
+    if scene.sign is not None:
+        checks += [("word", scene.sign.word, WORDS), ("colour", scene.sign.colour, COLOURS)]
     for field, got, expected in checks:
         if got not in expected:
             raise ValueError(f"scene.{field}: got {got!r}, expected one of {list(expected)}")
@@ -179,80 +241,26 @@ def coverage(shape: str, x: Floats, y: Floats, radius: float) -> Floats:
     return covered
 
 
-# --- captions ---------------------------------------------------------------------------------
-
-SINGLE_PHRASINGS: tuple[str, ...] = (
-    "{a_first} on a {background} background",
-    "{first} on {background}",
-    "a photo of {a_first}, {background} background",
-    "a picture of {a_first} on {background}",
-    "one {first} on a plain {background} background",
-    "a {background} background with {a_first}",
-)
-PAIR_PHRASINGS: tuple[str, ...] = (
-    "{a_first} {relation} {a_second} on a {background} background",
-    "{first} {relation} {second} on {background}",
-    "photo of {a_first} {relation} {a_second}, {background} background",
-    "{a_first} {relation} {a_second}, {background} background",
-    "on {background}, {a_first} is {relation} {a_second}",
-)
-RELATION_PHRASES: dict[str, tuple[str, ...]] = {
-    "left of": ("left of", "to the left of"),
-    "right of": ("right of", "to the right of"),
-    "above": ("above",),
-    "below": ("below", "under"),
-}
-
-
-def _noun(item: SceneObject, size_named: bool) -> str:
-    words = [item.colour, item.shape]
-    if size_named and item.size != "medium":  # the usual size goes without saying
-        words.insert(0, item.size)
-    return " ".join(words)
-
-
-def _with_article(noun: str) -> str:
-    return ("an " if noun[0] in "aeiou" else "a ") + noun
-
-
-def phrase(scene: Scene, phrasing: str, relation_phrase: str = "", size_named: bool = False) -> str:
-    """One caption of a scene: a template of *_PHRASINGS and one of RELATION_PHRASES filled in."""
-    nouns = [_noun(item, size_named) for item in scene.objects]
-    words = {"first": nouns[0], "a_first": _with_article(nouns[0])}
-    if len(nouns) == 2:
-        words |= {"second": nouns[1], "a_second": _with_article(nouns[1])}
-    return phrasing.format(background=scene.background, relation=relation_phrase, **words)
-
-
-def all_captions(scene: Scene) -> tuple[str, ...]:
-    """Every caption that a scene can have, each once, in a fixed order."""
-    single = scene.relation is None
-    templates = SINGLE_PHRASINGS if single else PAIR_PHRASINGS
-    relations = ("",) if scene.relation is None else RELATION_PHRASES[scene.relation]
-    captions = (
-        phrase(scene, template, relation, named)
-        for template in templates
-        for relation in relations
-        for named in (False, True)
-    )
-    return tuple(dict.fromkeys(captions))
-
-
 # --- splits -----------------------------------------------------------------------------------
 
 
 def is_unseen(scene: Scene) -> bool:
     """Whether the scene holds a combination that training never shows.
 
-    That is one of UNSEEN_COMBINATIONS, or one of the unordered pairs of combinations that are
-    kept out as pairs although both of their members are seen.
+    That is one of UNSEEN_COMBINATIONS, UNSEEN_COUNTS or UNSEEN_WORDS, or one of the unordered pairs
+    of combinations that are kept out as pairs although both of their members are seen.
     """
-    if any(item.combination in UNSEEN_COMBINATIONS for item in scene.objects):
+    if scene.sign is not None:
+        return scene.sign.word in UNSEEN_WORDS
+    looks = [item.combination for item in scene.objects]
+    if any(look in UNSEEN_COMBINATIONS for look in looks):
         return True
-    if len(scene.objects) < 2:
-        return False
-    first, second = sorted(item.combination for item in scene.objects)
-    return stable_hash("scenes.pair", *first, *second) % UNSEEN_PAIR_SHARE == 0
+    if scene.counted:
+        return (len(looks), looks[0][0]) in UNSEEN_COUNTS
+    return any(
+        stable_hash("scenes.pair", *first, *second) % UNSEEN_PAIR_SHARE == 0
+        for first, second in combinations(sorted(looks), 2)
+    )
 
 
 def is_held_out(caption: str) -> bool:

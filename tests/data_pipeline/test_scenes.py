@@ -24,7 +24,8 @@ from base.errors import UserError
 from data_pipeline.scenes import Form, jpeg, render, scene, write_scenes
 from data_pipeline.scenes.draw import MARGIN, SPLITS, Split
 from data_pipeline.schema import scenes as vocabulary
-from data_pipeline.schema.scenes import Scene, all_captions, is_held_out, is_unseen
+from data_pipeline.schema.captions import all_captions
+from data_pipeline.schema.scenes import Scene, is_held_out, is_unseen
 
 FORMS: tuple[Form, ...] = ("folder", "parquet", "webdataset")
 seeds = st.integers(0, 2**40)

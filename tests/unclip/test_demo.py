@@ -146,6 +146,10 @@ def test_the_report_for_programs(whole: tuple[Path, dict[str, Any]]) -> None:
         assert {"seen", "unseen", "count"} <= set(score)
         assert 0 <= score["seen"] <= 1
     assert report["scores"]["background"]["count"] == 18
+    assert report["beyond"]["crowd"]["count"]["count"] == 4
+    assert report["beyond"]["sign"]["word"]["count"] == 4
+    assert {"background", "colour", "letters", "sign_all"} <= set(report["beyond"]["sign"])
+    assert all(0 <= v["right"] <= 1 for found in report["beyond"].values() for v in found.values())
     assert set(report["controls"]) == CONTROLS | {"count"}
     assert -1 <= report["prior_cosine"] <= 1
     assert 0 <= report["prior_recall_at_1"] <= 1
@@ -153,6 +157,10 @@ def test_the_report_for_programs(whole: tuple[Path, dict[str, Any]]) -> None:
     background = report["scores"]["background"]["seen"]
     assert f"{background:.1%}" in next(li for li in text.splitlines() if "background" in li)
     assert f"up256: {report['upsamplers']['up256']['psnr']:.2f} dB" in text
+    assert "crowd, which training does not show: " in text
+    assert text.splitlines()[-1].startswith(
+        f"made with configs/micro on {report['versions']['device']}"
+    )
     assert set(report["seconds"]) == {*STAGES[:-1], "total"}
     assert report["versions"]["python"].startswith("3.")
 
@@ -394,6 +402,7 @@ def test_pictures_that_people_made(name: str, most: int, shared_data: Path, tmp_
     report = run_demo(out, data, MICRO)  # docs/demo.md has the command
     assert report["scores"] is None
     assert report["controls"] is None
+    assert report["beyond"] == {}
     for cosine in report["clip_score"].values():
         assert -1 <= cosine <= 1
     assert set(report["clip_score"]) == {"caption", "true_picture", "caption_of_true_picture"}

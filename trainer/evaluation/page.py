@@ -30,7 +30,8 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.machine()
+    on_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name(0) if on_gpu else f"CPU ({platform.machine()})"
     return {**found, "device": device, "cpus": str(len(os.sched_getaffinity(0)))}
 
 

@@ -11,16 +11,23 @@ from base.config import Config, load_config
 from base.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
 
 RUNS = ("clip", "prior", "decoder", "up64", "up256")  # one config and one RUN each
 
 
 class CorpusConfig(Config):
-    """The synthetic scenes: how many of each split."""
+    """The synthetic scenes: how many of each split.
+
+    crowd, sign: held-out scenes of kinds that are only reported on. Training shows one and two
+    objects; what becomes of three and more, or of a written word, is told and not trained for.
+    """
 
     train: Count
     heldout: Count
     unseen: Count
+    crowd: CountOrNone = 0
+    sign: CountOrNone = 0
     seed: int = 0
 
 

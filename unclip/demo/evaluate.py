@@ -31,6 +31,15 @@ CONTROLS: dict[str, Condition] = {
 }
 
 
+def group_scores(pictures: Tensor, pairs: Pairs) -> dict[str, Any]:
+    """Scores of pairs whose kind training has not shown: nothing in them was seen as it is."""
+    return {
+        group: {"right": value["seen"], "count": value["count"]}
+        for group, value in scene_scores(pictures, pairs).items()
+        if value["count"]
+    }
+
+
 def control_scores(
     cascade: Cascade,
     pictures: Tensor,

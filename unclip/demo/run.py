@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from base.config import dump_config, fingerprint
@@ -24,7 +25,7 @@ from data_pipeline.cluster import cluster
 from data_pipeline.config import PrepareConfig
 from data_pipeline.embed import embed, is_embedded
 from data_pipeline.pipeline import prepare
-from data_pipeline.scenes import Split, write_scenes
+from data_pipeline.scenes import write_scenes
 from data_pipeline.schema.dataset import DATASET_FILE, read_dataset
 from trainer.evaluation.page import spread, versions, write_pictures
 from trainer.evaluation.pairs import Pairs, balanced, distinct, mean_embedding, read_pairs
@@ -41,13 +42,15 @@ from trainer.sampling.config import (
 from trainer.stages import load_train_config
 
 from .config import RUNS, DemoConfig, config_folder, load_demo_config
+from .corpus import BEYOND, Part, parts_of
 from .draw import draw, from_caption
-from .evaluate import CONTROLS, clip_scores, control_scores
+from .evaluate import CONTROLS, clip_scores, control_scores, group_scores
 from .report import write_report
 from .split import split_counts, split_pairs
 
 _STAGES = ("corpus", "prepare", "clip", "embed", *RUNS[1:], "pictures", "report")
-_SPLITS: tuple[Split, ...] = ("train", "heldout", "unseen")
+_OWN_SPLITS = ("train", "heldout")  # a user's pairs have no combinations to leave unseen
+_SHOWN_BEYOND = 8  # pictures of each kind that training does not show: a row of the sheet
 _STORED = PrepareConfig(samples_per_shard=1000)
 _STORED_OWN = PrepareConfig(samples_per_shard=1000, mode="border")  # nothing is cut off
 
@@ -103,7 +106,7 @@ class Demo:
         with (
             self._timed("prepare"),
             self._ray(not all(map(self._is_prepared, self.splits))),
-            Progress("prepare", sum(self._counts_of_input()), "samples") as bar,
+            Progress("prepare", self._count_of_input(), "samples") as bar,
         ):
             for split in self.splits:
                 self._prepare(split, bar)
@@ -124,9 +127,14 @@ class Demo:
         return self._report(results)
 
     @property
-    def splits(self) -> tuple[Split, ...]:
-        """The scenes' splits; a user's own pairs have no combinations to leave unseen."""
-        return _SPLITS if self.data is None else _SPLITS[:2]
+    def splits(self) -> tuple[str, ...]:
+        """Names of the DATASETs that are made."""
+        return _OWN_SPLITS if self.data is not None else tuple(self._parts)
+
+    @cached_property
+    def _parts(self) -> dict[str, Part]:
+        """The synthetic scenes, by name."""
+        return {part.name: part for part in parts_of(self.config.corpus)}
 
     def _corpus(self) -> None:
         if self.data is not None:
@@ -137,20 +145,26 @@ class Demo:
                 (self.out / "demo.json").unlink()
                 raise
             return
-        counts, seed = self._counts_of_input(), self.config.corpus.seed
-        with Progress("corpus", sum(counts), "scenes") as bar:
-            for split, count in zip(_SPLITS, counts, strict=True):
-                folder = self.out / "input" / split
-                write_scenes(folder, count, seed, "webdataset", split, bar=bar)
+        seed = self.config.corpus.seed
+        with Progress("corpus", self._count_of_input(), "scenes") as bar:
+            for name, part in self._parts.items():
+                write_scenes(
+                    self.out / "input" / name,
+                    part.count,
+                    seed,
+                    "webdataset",
+                    part.split,
+                    bar=bar,
+                    kinds=part.kinds,
+                )
 
-    def _counts_of_input(self) -> tuple[int, ...]:
-        """Pairs of each split."""
-        corpus = self.config.corpus
+    def _count_of_input(self) -> int:
+        """Pairs of all splits."""
         if self.data is None:
-            return corpus.train, corpus.heldout, corpus.unseen
-        return split_counts(self.out / "input")
+            return sum(part.count for part in self._parts.values())
+        return sum(split_counts(self.out / "input"))
 
-    def _prepare(self, split: Split, bar: Progress) -> None:
+    def _prepare(self, split: str, bar: Progress) -> None:
         source = self.out / "input" / (split if self.data is None else f"{split}.parquet")
         stored = _STORED if self.data is None else _STORED_OWN
         prepare([source], self._dataset(split), "none", stored, bar=bar)
@@ -160,14 +174,14 @@ class Demo:
         """One Ray for all splits of a stage; it is gone before training wants cores and memory."""
         return cluster() if needed else nullcontext()
 
-    def _is_prepared(self, split: Split) -> bool:
+    def _is_prepared(self, split: str) -> bool:
         return (self._dataset(split) / DATASET_FILE).is_file()
 
-    def _is_embedded(self, split: Split) -> bool:
+    def _is_embedded(self, split: str) -> bool:
         dataset = self._dataset(split)
         return is_embedded(dataset, read_dataset(dataset), find_clip(str(self.out / "clip")))
 
-    def _dataset(self, split: Split) -> Path:
+    def _dataset(self, split: str) -> Path:
         return self.out / "data" / split
 
     def _train(self, name: str) -> None:
@@ -211,24 +225,42 @@ class Demo:
         limits, sampling = self.config.report, self.config.sampling
         heldout = read_pairs(self._dataset("heldout"))
         final, unseen = self._judged(heldout)
+        asked = [name for name in self.splits if name in BEYOND]
+        beyond: dict[str, Pairs] = {
+            name: distinct(read_pairs(self._dataset(name))) for name in asked
+        }
         measured = min(limits.upsampled, len(heldout))
-        counts = self._counts(final, unseen)
+        counts = self._counts(final, unseen) | {name: len(p) for name, p in beyond.items()}
         drawn = sum(count for name, count in counts.items() if self._drawn(name).is_file())
         total = sum(counts.values()) + measured * len(cascade.upsamplers)
         with Progress("pictures", total, "pictures", drawn) as bar:
             pictures = draw(cascade, final, from_caption, sampling, self._drawn("final"), bar)
             mean = mean_embedding(self._dataset("train"))
             prior = prior_scores(cascade, final, mean, sampling.seed, len(final))
-            chosen = spread(len(final), min(limits.shown, len(final)))
-            write_pictures(pictures[chosen], final.take(chosen).captions, self.out / "pictures.png")
+            more = {
+                name: draw(cascade, pairs, from_caption, sampling, self._drawn(name), bar)
+                for name, pairs in beyond.items()
+            }
+            self._write_sheet({"final": pictures, **more}, {"final": final, **beyond})
             return {
                 **self._scene_results(cascade, pictures, final, unseen, bar),
+                "beyond": {name: group_scores(more[name], pairs) for name, pairs in beyond.items()},
                 "prior": prior,
                 "prior_cosine": prior["cosine"],
                 "prior_recall_at_1": prior["recall_at_1"],
                 "upsamplers": upsampler_scores(cascade, heldout, measured, sampling.seed, bar),
                 "clip_score": clip_scores(cascade, pictures, final),
             }
+
+    def _write_sheet(self, pictures: dict[str, Tensor], pairs: dict[str, Pairs]) -> None:
+        """pictures.png: some of the final pictures, then some of each kind beyond training."""
+        shown, captions = list[Tensor](), list[str]()
+        for name, group in pairs.items():
+            most = self.config.report.shown if name == "final" else _SHOWN_BEYOND
+            chosen = spread(len(group), min(most, len(group)))
+            shown.append(pictures[name][chosen])
+            captions += group.take(chosen).captions
+        write_pictures(torch.cat(shown), captions, self.out / "pictures.png")
 
     def _judged(self, heldout: Pairs) -> tuple[Pairs, Pairs | None]:
         """The pairs whose captions are drawn, no caption twice, and those of unseen scenes."""
@@ -292,6 +324,7 @@ class Demo:
         report = {
             "version": 1,
             "data": None if self.data is None else str(self.data),
+            "configs": self.configs.name,
             **results,
             "seconds": {**self._seconds, "total": sum(self._seconds.values())},
             "versions": versions(),

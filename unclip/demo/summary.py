@@ -20,6 +20,9 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         for name, score in scores.items():
             seen, unseen = _share(score["seen"]), _share(score["unseen"])
             yield f"  {name:26}{seen:>8}{unseen:>9}{score['count']:7}"
+    for kind, groups in report["beyond"].items():
+        shares = (f"{name} {_share(v['right'])} of {v['count']}" for name, v in groups.items())
+        yield f"{kind}, which training does not show: {', '.join(shares)}"
     if controls is not None:
         own, foreign = (
             _share(controls[name]["colour"]) for name in ("true_embedding", "foreign_embedding")
@@ -38,6 +41,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     total = seconds.pop("total")
     stages = ", ".join(f"{name} {clock(value)}" for name, value in seconds.items())
     yield f"time: {clock(total)} ({stages})"
+    device, cpus = report["versions"]["device"], report["versions"]["cpus"]
+    yield f"made with configs/{report['configs']} on {device}, {cpus} CPU cores"
 
 
 def _share(value: float | None) -> str:

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.verifier import SPOILED, TRUE, share_right
+from benchmarks.scene_pictures import SPOILED, TRUE
+from benchmarks.verifier import share_right
 from data_pipeline.scenes import render, scene
 from data_pipeline.schema.scenes import SHAPES, Scene, SceneObject
 from trainer.evaluation.scenes import GROUPS, Reading, Verdict, judge, read_scene, score
@@ -168,17 +169,24 @@ def test_score_counts_captions_and_objects() -> None:
     scores = score([single, pair, perfect, single], [False, False, False, True])
     assert tuple(scores) == GROUPS
     assert scores == {
-        "background": {"seen": 2 / 3, "unseen": 1.0, "count": 4},
-        "relation": {"seen": 1.0, "unseen": None, "count": 2},
-        "colour": {"seen": 4 / 5, "unseen": 1.0, "count": 6},
-        "shape": {"seen": 4 / 5, "unseen": 0.0, "count": 6},
-        "single_all": {"seen": 0.0, "unseen": 0.0, "count": 2},
-        "pair_all": {"seen": 0.5, "unseen": None, "count": 2},
+        "background": counted(2 / 3, 1.0, 3, 1),
+        "relation": counted(1.0, None, 2, 0),
+        "colour": counted(4 / 5, 1.0, 5, 1),
+        "shape": counted(4 / 5, 0.0, 5, 1),
+        "single_all": counted(0.0, 0.0, 1, 1),
+        "pair_all": counted(0.5, None, 2, 0),
     }
 
 
+def counted(
+    seen: float | None, unseen: float | None, count_seen: int, count_unseen: int
+) -> dict[str, float | int | None]:
+    """One group's scores."""
+    counts = {"count_seen": count_seen, "count_unseen": count_unseen}
+    return {"seen": seen, "unseen": unseen, "count": sum(counts.values()), **counts}
+
+
 def test_score_of_nothing_and_of_unequal_lists() -> None:
-    empty = {"seen": None, "unseen": None, "count": 0}
-    assert score([], []) == dict.fromkeys(GROUPS, empty)
+    assert score([], []) == dict.fromkeys(GROUPS, counted(None, None, 0, 0))
     with pytest.raises(ValueError, match="unseen: got 1 flags"):
         score([], [True])
