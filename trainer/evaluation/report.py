@@ -94,6 +94,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     )
     for name, value in report["upsamplers"].items():
         yield f"{name}: {value['psnr']:.2f} dB (bicubic {value['psnr_bicubic']:.2f})"
+    yield from (f"warning: {warning}" for warning in report["warnings"])
     yield f"time of this call: {clock(report['seconds'])}"
 
 

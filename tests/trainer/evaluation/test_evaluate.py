@@ -20,6 +20,7 @@ from base.errors import Stopped, UserError
 from data_pipeline.schema.dataset import DATASET_FILE
 from trainer.cli import app
 from trainer.evaluation.page import COLUMNS
+from trainer.evaluation.report import summary
 
 CASCADE = "clip: clip\nprior: {run: prior}\ndecoder: {run: decoder, guidance: 3.0}\n"
 COUNT = 11
@@ -84,6 +85,9 @@ def test_the_report(whole: tuple[Path, dict[str, Any]]) -> None:
     assert result["scenes"] is None
     assert -1 <= report["prior"]["cosine"] <= 1
     assert report["upsamplers"]["up"]["count"] == COUNT
+    (line,) = (li for li in summary(report).splitlines() if li.startswith("guidance 3: "))
+    assert f"FID_CLIP {result['fid_clip']:.2f}, precision" in line
+    assert f"warning: {report['warnings'][0]}" in summary(report).splitlines()
     assert report["warnings"] == [
         f"fid_clip: {COUNT} pictures for 16 dimensions: the covariances have not full rank, so "
         "that it is too high; compare it with that of equally many pictures alone"
