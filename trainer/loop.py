@@ -211,13 +211,13 @@ class _Saves:
     def begin(self) -> None:
         """Begin a checkpoint, when the one before is complete and was looked at."""
         self._heartbeat.enter("save", self._session.state.samples)
-        self._session.finish_save()
+        self._session.finish_checkpoint()
         self.show()
         self._session.save()
 
     def show(self) -> None:
         """Draw what the weights of a checkpoint make, as soon as it is safe."""
-        samples = self._session.saver.take_complete()
+        samples = self._session.take_complete()
         if samples is None or self._metrics is None:
             return
         try:

@@ -26,11 +26,9 @@ from trainer.checkpoint.folders import (
     working_folder,
 )
 from trainer.checkpoint.manifest import (
-    FOLDER,
     MANIFEST,
     TRAINER,
     Manifest,
-    folder_name,
     join_ranges,
     rank_file,
     sealed,
@@ -69,13 +67,8 @@ class Part(NamedTuple):
     pieces: Mapping[str, tuple[Sequence[int], int, int]]
 
 
-def target_folder(run: Path, snapshot: Snapshot) -> Path:
-    """The folder that a snapshot becomes."""
-    return run / FOLDER / folder_name(snapshot.state.samples)
-
-
 def begin(target: Path, size: int) -> None:
-    """Rank 0: make the folder for a checkpoint of `size` bytes.
+    """Rank 0: make the folder for a checkpoint, when there is room for `size` bytes.
 
     Raises:
         UserError: the disk has no room for it.
