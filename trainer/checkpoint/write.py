@@ -27,6 +27,7 @@ from trainer.checkpoint.folders import (
 )
 from trainer.checkpoint.manifest import (
     MANIFEST,
+    SLICES,
     TRAINER,
     Manifest,
     join_ranges,
@@ -77,7 +78,7 @@ def begin(target: Path, size: int) -> None:
     root.mkdir(parents=True, exist_ok=True)
     remove_leftovers(root)
     require_free_space(root, size + _SPARE)
-    (working_folder(target) / "slices").mkdir(parents=True)
+    (working_folder(target) / SLICES).mkdir(parents=True)
 
 
 def write_slices(target: Path, rank: int, snapshot: Snapshot, given_up: Event) -> Part:
@@ -141,7 +142,7 @@ def complete_folder(target: Path, parts: Sequence[Part], snapshot: Snapshot) -> 
         facts=snapshot.facts,
         loss=snapshot.loss,
     )
-    sync(working / "slices")
+    sync(working / SLICES)
     write_atomic(working / MANIFEST, json.dumps(sealed(manifest.to_json())) + "\n")
     _require_readable(working)
     commit(working, target)
