@@ -42,13 +42,27 @@ class RankServer:
         )
 
     def run(
-        self, ranks: int, script: Path, arguments: Sequence[object], timeout: float = 400
+        self,
+        ranks: int,
+        script: Path,
+        arguments: Sequence[object],
+        timeout: float = 400,
+        imports: Sequence[str] = (),
     ) -> str:
-        """What a script prints on several ranks; every one must end well."""
+        """What a script prints on several ranks; every one must end well.
+
+        `imports` are slow ones that are made once and not by every rank.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         words = [str(argument) for argument in arguments]
-        task = {"ranks": ranks, "script": str(script), "arguments": words, "timeout": timeout}
+        task = {
+            "ranks": ranks,
+            "script": str(script),
+            "arguments": words,
+            "timeout": timeout,
+            "imports": list(imports),
+        }
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())

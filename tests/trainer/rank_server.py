@@ -2,14 +2,15 @@
 
 The ranks are forked from this process, which has torch and DeepSpeed imported: a rank begins in a
 moment, and not after seconds. Standard input has one JSON object a line: {"ranks", "script",
-"arguments", "timeout"}; the answer to each is one line on standard output: {"codes", "out",
-"errors"}, the exit code of each rank and all that they printed. Between them the ranks end like any
-process, with the interpreter's own last steps.
+"arguments", "timeout", "imports"}, the last what these ranks need besides; the answer to each is
+one line on standard output: {"codes", "out", "errors"}, the exit code of each rank and all that
+they printed. The ranks end like any process, with the interpreter's own last steps.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -18,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,11 @@ _PATIENCE = 20.0  # seconds for a rank to notice that another failed
 def serve() -> int:
     """Answer until nobody asks any more; in a forked rank the exit code of its script."""
     answers = os.dup(1)  # what ranks print goes elsewhere
-    gc.freeze()  # a rank's own rounds need not visit, and so copy, what all have
     for line in sys.stdin:
         task, folder = json.loads(line), Path(tempfile.mkdtemp(prefix="ranks-"))
+        for name in task["imports"]:
+            importlib.import_module(name)
+        gc.freeze()  # a rank's own rounds need not visit, and so copy, what all have
         children, port = [], free_port()
         for rank in range(task["ranks"]):
             child = os.fork()
@@ -52,7 +56,8 @@ def serve() -> int:
 
 
 def be_rank(rank: int, port: int, task: dict[str, Any], folder: Path) -> int:
-    """Run the script as one of its ranks."""
+    """Run the script as one of its ranks, in a group with what it starts itself."""
+    os.setpgid(0, 0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in ((1, "out"), (2, "errors")):
         os.dup2(os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT), number)
@@ -67,18 +72,21 @@ def wait(children: list[int], timeout: float) -> list[int]:
     """The exit code of each, or below zero the signal that ended it; none outlives a failure."""
     codes: dict[int, int] = {}
     end = time.monotonic() + timeout
-    while len(codes) < len(children):
-        for child in children:
-            if child in codes:
-                continue
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                codes[child] = os.waitstatus_to_exitcode(status)
-                if codes[child]:
-                    end = min(end, time.monotonic() + _PATIENCE)
-            elif time.monotonic() > end:
-                os.kill(child, signal.SIGKILL)
-        time.sleep(0.01)
+    try:
+        while len(codes) < len(children) and time.monotonic() < end:
+            for child in set(children) - set(codes):
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    codes[child] = os.waitstatus_to_exitcode(status)
+                    if codes[child]:
+                        end = min(end, time.monotonic() + _PATIENCE)
+            time.sleep(0.01)
+    finally:
+        for child in set(children) - set(codes):
+            with suppress(ProcessLookupError):  # it has no group yet
+                os.killpg(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
+            codes[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return [codes[child] for child in children]
 
 

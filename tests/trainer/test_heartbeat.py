@@ -20,7 +20,7 @@ from base.files import _size
 from trainer.checkpoint.folders import complete_checkpoints
 from trainer.engine.base import Engine
 from trainer.guards import disk, watch
-from trainer.guards.heartbeat import Beat, beat_path
+from trainer.guards.heartbeat import Beat, beat_path, stack_path
 from trainer.guards.stragglers import Stragglers, slow_path
 from trainer.guards.watch import Watch
 from trainer.loader import steps
@@ -174,16 +174,15 @@ def test_a_rank_that_hangs_in_the_loader_leaves_its_stack(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     following = steps._Thread.__next__
-    asked: list[int] = []
+    run, asked = tmp_path / "run", list[int]()
 
     def slow(self: steps._Thread) -> Any:
         asked.append(0)
         if len(asked) == 4:
-            time.sleep(6)
+            wait_for(lambda: has_hung(run), "beat of a rank that hangs, and its stack")
         return following(self)
 
     monkeypatch.setattr(steps._Thread, "__next__", slow)
-    run = tmp_path / "run"
     train(toy.toy_config(dataset, run, guards={"hang_after_s": 2.0}))
     said = capsys.readouterr().err
     assert f"rank 0 on host {socket.gethostname()}, pid {os.getpid()}, at 24 samples" in said
@@ -192,6 +191,14 @@ def test_a_rank_that_hangs_in_the_loader_leaves_its_stack(
     assert stack.startswith("in loader at 24 samples for more than 2 s\n")
     assert "in slow" in stack
     assert [path.name for path in (run / "heartbeats").iterdir()] == ["rank_00000.stack.txt"]
+
+
+def has_hung(run: Path) -> bool:
+    """For longer than its patience, by its own beat; who reads that, reads it then, too."""
+    beat = read_beat(run, 0)
+    stack = stack_path(run, 0)
+    told = stack.exists() and "in slow" in stack.read_text()
+    return told and beat is not None and beat.seconds > 2
 
 
 def test_a_run_that_ends_leaves_no_heartbeat(dataset: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 import toy
 from equal import assert_equal_runs
 from PIL import Image
+from processes import RankServer
 from stages import ON_RANKS, STAGES, claim_embeddings, stage_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -50,8 +50,8 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ranks(data: Path, folder: Path, torchrun: Callable[[int, Path, Sequence[object]], str]) -> Path:
-    torchrun(2, Path(stages.__file__), [data, folder])
+def ranks(data: Path, folder: Path, deepspeed_ready: None, rank_server: RankServer) -> Path:
+    rank_server.run(2, Path(stages.__file__), [data, folder], imports=["open_clip"])
     return folder
 
 
