@@ -31,6 +31,7 @@ from processes import free_port
 import trainer.loop  # noqa: F401
 from trainer.engine.deepspeed import _import_quietly
 
+_NOISE = ("nanobind: ", " - leaked ", " - ... skipped", "See https://nanobind")
 _PATIENCE = 20.0  # seconds for a rank to notice that another failed
 
 
@@ -91,11 +92,13 @@ def wait(children: list[int], timeout: float) -> list[int]:
 
 
 def printed(folder: Path) -> dict[str, str]:
-    """What all ranks printed."""
-    return {
-        name: "".join(path.read_text(errors="replace") for path in sorted(folder.glob(f"{name}*")))
-        for name in ("out", "errors")
-    }
+    """What all ranks printed, but for what a library has to say at the interpreter's end."""
+    found = {}
+    for name in ("out", "errors"):
+        text = "".join(path.read_text(errors="replace") for path in sorted(folder.glob(f"{name}*")))
+        lines = text.splitlines(keepends=True)
+        found[name] = "".join(line for line in lines if not line.startswith(_NOISE))
+    return found
 
 
 if __name__ == "__main__":
