@@ -44,10 +44,10 @@ retrieval: $(RETRIEVAL)/.installed ## clip-retrieval and autofaiss in .venv-retr
 
 peers: $(PEERS)/.installed ## img2dataset and clip-retrieval in .venv-peers (6.4 GB), for benchmarks
 
-soak: $(VENV)/.installed-dev ## damaged files for 12 minutes (what failed lies in runs/soak), a training run under faults, and the long tests
+soak: $(VENV)/.installed-dev ## damaged files for 12 minutes (what failed lies in runs/soak), a training run under faults, the long tests: some 3 hours
 	$(BIN)/python -m benchmarks.soak --report docs/soak.md $(ARGS)
-	$(BIN)/python -m benchmarks.training_soak --report docs/training-soak.md
-	UNCLIP_SOAK=1 $(BIN)/python -m pytest --timeout 7200 tests/trainer/test_killed_ranks.py tests/trainer/test_worlds.py tests/trainer/test_plan.py tests/trainer/test_blocks.py
+	$(BIN)/python -m benchmarks.training_soak --replace --report docs/training-soak.md
+	UNCLIP_SOAK=1 $(BIN)/python -m pytest --timeout 7200 $(addprefix tests/trainer/test_,killed_ranks.py checkpoint.py ema.py worlds.py plan.py blocks.py)
 	UNCLIP_SOAK=1 $(BIN)/python -m pytest tests/unclip/test_demo.py -k killed
 
 clean: ## removes caches; .venv and its like, and runs/, stay

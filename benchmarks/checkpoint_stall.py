@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trainer.checkpoint.agree import Alone
 from trainer.checkpoint.retention import Retention
-from trainer.checkpoint.saver import Saver
+from trainer.checkpoint.saver import Saver, checkpoints
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.write import Snapshot
 from trainer.config import EmaConfig, OptimConfig
@@ -96,21 +96,22 @@ def measure(run: Run, folder: Path, saves: int) -> None:
     beside: list[float] = []
     wholes: list[float] = []
     waits: list[float] = []
-    staging = Staging(run.snapshot(), ranks)
+    copied = checkpoints(folder / "goes_on", rules, Staging(run.snapshot(), ranks))
+    direct = checkpoints(folder / "waits", rules, None)
     with (
-        Saver(folder / "goes_on", ranks, rules, staging) as saver,
-        Saver(folder / "waits", ranks, rules, None) as waiting,
+        Saver(folder / "goes_on", ranks, threaded=True) as saver,
+        Saver(folder / "waits", ranks, threaded=False) as waiting,
     ):
         for _ in range(saves):
             alone += [seconds(run.step, run.device) for _ in range(3)]
             copies.append(seconds(copy, run.device))
             begun = time.perf_counter()
-            stalls.append(seconds(lambda: saver.begin(run.snapshot()), run.device))
-            while saver.take_complete() is None:
+            stalls.append(seconds(lambda: saver.begin(copied, run.snapshot()), run.device))
+            while saver.take_complete(copied) is None:
                 beside.append(seconds(run.step, run.device))
                 saver.advance(saver.over)
             wholes.append(time.perf_counter() - begun)
-            waits.append(seconds(lambda: waiting.begin(run.snapshot()), run.device))
+            waits.append(seconds(lambda: waiting.begin(direct, run.snapshot()), run.device))
     stall, plain = statistics.median(stalls), statistics.median(copies)
     print(
         f"{size / 1e6:,.0f} MB a save, {len(sources)} tensors, {saves} saves, {run.device}; medians"

@@ -18,29 +18,35 @@ from base.hashing import stable_hash
 from base.lease import Lease, require_held
 from base.progress import Progress
 from base.stop import StopFlag
-from trainer.batch import Batch
 from trainer.checkpoint.agree import Alone
 from trainer.checkpoint.folders import complete_checkpoints
 from trainer.checkpoint.origin import parse_origin
 from trainer.checkpoint.resume import adopt, newest_checkpoint
 from trainer.checkpoint.retention import Retention
 from trainer.config import AnyTrainConfig
-from trainer.engine.base import StepStats
+from trainer.engine.base import Engine, StepStats
 from trainer.engine.open import micro_batches, open_engine
 from trainer.engine.processes import environment_rank, environment_world_size, local_device
 from trainer.guards.disk import Disk
 from trainer.guards.divergence import Divergence
 from trainer.guards.heartbeat import Heartbeat
+from trainer.guards.report import remove_old_report
 from trainer.guards.stragglers import Stragglers
 from trainer.guards.watch import Watch
 from trainer.loader.catalogue import Catalogue
 from trainer.loader.plan import Plan
-from trainer.loader.steps import Loader
+from trainer.loader.steps import Coming, Loader
 from trainer.metrics import Metrics
 from trainer.optim import learning_rate
 from trainer.outlets.open import open_outlets
 from trainer.planning.speed import Speed
-from trainer.record import require_fitting_data, require_same_run, run_facts, write_record
+from trainer.record import (
+    require_fitting_data,
+    require_same_run,
+    run_facts,
+    unused_changes,
+    write_record,
+)
 from trainer.sampling.progress import ProgressPictures
 from trainer.session import Session
 from trainer.stages import STAGES, Parts
@@ -112,6 +118,8 @@ def _finished(config: AnyTrainConfig) -> TrainResult | None:
     facts = run_facts(config, Catalogue(config.data, config.seed))
     require_same_run(facts, checkpoint.manifest.facts, config)
     adopt(config.out, checkpoint.folder, ranks, Retention.of(config.train), _warn)
+    _tell_unused(config)
+    remove_old_report(config.out, checkpoint.manifest.samples)
     return _result(config, checkpoint.state(), checkpoint.manifest.samples)
 
 
@@ -132,12 +140,27 @@ def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
         elif resumed_from is None:
             STAGES[config.stage].fit(config, engine, catalogue)
         if engine.rank == 0:
-            write_record(config, engine)
+            _record(config, engine, resumed_from)
         with session.saver:
             _run(session, stop)
         return _result(config, session.state, resumed_from)
     finally:
         engine.close()
+
+
+def _record(config: AnyTrainConfig, engine: Engine, resumed_from: int | None) -> None:
+    """On the first rank: what this session trains with, if it trains at all."""
+    remove_old_report(config.out, resumed_from or 0)
+    if resumed_from is not None and resumed_from >= config.train.samples:
+        _tell_unused(config)
+    else:
+        write_record(config, engine)
+
+
+def _tell_unused(config: AnyTrainConfig) -> None:
+    """What of the config a complete run makes no use of: nothing is trained any more."""
+    for change in unused_changes(config):
+        _warn(f"{change}; the run in {config.out} is complete, choose another `out` for another")
 
 
 def _tell(config: AnyTrainConfig, resumed_from: int | None) -> None:
@@ -152,7 +175,7 @@ def _run(session: Session, stop: StopFlag) -> None:
     size, total = config.train.batch, config.train.samples
     log_every = config.train.log_every or max(total // _LINES, size)
     save_every = config.train.checkpoint_every or sys.maxsize
-    divergence, stragglers = Divergence(session, _warn), Stragglers(session.engine)
+    divergence = Divergence(session, _warn)
     speed = Speed(config, session.engine) if session.engine.rank == 0 else None
     # The loader first, so that no worker is forked beside another thread.
     with (
@@ -160,21 +183,25 @@ def _run(session: Session, stop: StopFlag) -> None:
         _metrics(session) as metrics,
         _bar(session) as bar,
         _heartbeat(session) as heartbeat,
+        Stragglers(session.engine, config.out) as stragglers,
     ):
         saves = _Saves(session, metrics, heartbeat)
         last, due = time.monotonic(), False
         heartbeat.enter("loader", session.state.samples)
-        for batches in _saving_first(loader, session):
+        coming = Coming(loader)
+        _require_readable(session, coming)
+        for batches in coming:
             state = session.state
             before = state.samples
             rate = learning_rate(config.optim, before + size, total)
             waited = loader.take_waited()
             heartbeat.enter("step", before, waited)
-            asked = [*_requests(stop), *stragglers.own(waited + session.forward_seconds)]
-            stats = session.step(batches, rate, asked)
+            own = stragglers.own(waited + session.forward_seconds)
+            stats = session.step(batches, rate, [*_requests(stop, coming), *own])
+            stragglers.stop_watching()
             require_held(config.out)
             session.count(stats)
-            stragglers.add(stats.sums[3:])
+            stragglers.add(stats.sums[4:])
             saves.show()
             now = time.monotonic()
             state.pass_time(now - last, waited)
@@ -188,16 +215,20 @@ def _run(session: Session, stop: StopFlag) -> None:
             divergence.look(stats)
             session.keep_averages(before)  # first: what lies beyond a checkpoint is dropped
             if stats.sums[1]:
-                session.save()
-                session.finish_save()
+                saves.end()
                 _stop(stats, config.out)
+            if stats.sums[3]:  # what was learned is saved first
+                if not state.skipped_in_row:
+                    saves.end()
+                _require_readable(session, coming)
             due |= _crossed(before, state.samples, save_every)
             if due and not state.skipped_in_row:  # among steps that change nothing it waits
                 saves.begin()
                 due = False
             heartbeat.enter("loader", state.samples)
+            stragglers.watch()
         saves.begin()
-        session.finish_save()
+        saves.end()
         saves.show()
 
 
@@ -211,15 +242,24 @@ class _Saves:
     def begin(self) -> None:
         """Begin a checkpoint, when the one before is complete and was looked at."""
         self._heartbeat.enter("save", self._session.state.samples)
-        self._session.finish_save()
+        self._session.finish_checkpoint()
         self.show()
         self._session.save()
 
+    def end(self) -> None:
+        """Have a checkpoint of this moment, complete, and nothing under way."""
+        self._heartbeat.enter("save", self._session.state.samples)
+        self._session.save()
+        self._session.finish_save()
+        if self._metrics is not None:  # on the first rank
+            remove_old_report(self._session.config.out, self._session.state.samples)
+
     def show(self) -> None:
         """Draw what the weights of a checkpoint make, as soon as it is safe."""
-        samples = self._session.saver.take_complete()
+        samples = self._session.take_complete()
         if samples is None or self._metrics is None:
             return
+        remove_old_report(self._session.config.out, samples)
         try:
             if (picture := self._pictures.draw(samples)) is not None:
                 self._metrics.show(picture, samples)
@@ -227,18 +267,18 @@ class _Saves:
             _warn(f"no picture of {samples} samples: {one_line(error)}")
 
 
-def _saving_first(loader: Loader, session: Session) -> Iterator[list[Batch]]:
-    """The loader's batches; where data cannot be read, what was learned is saved before it ends.
+def _require_readable(session: Session, coming: Coming) -> None:
+    """Asks all ranks whether the next step's data are there.
 
-    Of several ranks the others are in a step by then, and their last checkpoint stays.
+    Raises:
+        UserError: what one of them cannot read; on all ranks alike.
     """
-    try:
-        yield from loader
-    except UserError:
-        if session.engine.world_size == 1 and not session.state.skipped_in_row:
-            session.save()
-            session.finish_save()
-        raise
+    failures = session.engine.gather(coming.failure and str(coming.failure))
+    found = [f"{why} (rank {rank})" for rank, why in enumerate(failures) if why is not None]
+    if found and len(failures) > 1:
+        raise UserError(found[0]) from coming.failure
+    if coming.failure is not None:
+        raise coming.failure
 
 
 def _loader(session: Session) -> Loader:
@@ -297,9 +337,10 @@ def _heartbeat(session: Session) -> Heartbeat:
     return Heartbeat(config.out, rank, patience, looks)
 
 
-def _requests(stop: StopFlag) -> list[float]:
-    """[asked to stop, asked from the keyboard], for all ranks to agree on."""
-    return [float(stop.requested), float(stop.signal is signal.SIGINT)]
+def _requests(stop: StopFlag, coming: Coming) -> list[float]:
+    """[asked to stop, asked from the keyboard, next data unreadable], for all to agree on."""
+    unreadable = coming.failure is not None
+    return [float(stop.requested), float(stop.signal is signal.SIGINT), float(unreadable)]
 
 
 def _stop(stats: StepStats, out: Path) -> None:

@@ -7,7 +7,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from base.clip_reference import find_weights
-from base.config import dump_config, fingerprint
+from base.config import dump_config, fingerprint, parse_config
 from base.errors import UserError
 from base.files import read_json, sha256_file, write_atomic, write_json
 from base.places import Place, folder_place
@@ -100,30 +100,54 @@ def require_same_run(
         )
 
 
+def unused_changes(config: AnyTrainConfig) -> list[str]:
+    """What a complete run was not trained with, as its own config.yaml tells: `name: got …`.
+
+    Where the folder lies, and what it began with, are not looked at.
+    """
+    before, now = _both(config)
+    return [
+        f"{name}: got {new!r}, but it was trained with {old!r}"
+        for section in before
+        if section not in ("out", "init_from")
+        for name, old, new in _differences(before[section], now.get(section), section)
+    ]
+
+
 def _difference(config: AnyTrainConfig, section: str) -> str:
     """What of a section is not as in the run's own config.yaml; else the data themselves are."""
-    try:
-        before = yaml.safe_load((config.out / CONFIG).read_text())[section]
-        now = yaml.safe_load(dump_config(config))[section]
-        if section == "data":
-            before, now = ({name: part[name] for name in _DATA} for part in (before, now))
-        differing = _first_difference(before, now, section)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        differing = None
+    before, now = (both.get(section) for both in _both(config))
+    if section == "data" and isinstance(before, dict) and isinstance(now, dict):
+        before, now = ({name: part.get(name) for name in _DATA} for part in (before, now))
+    differing = None if before is None else next(_differences(before, now, section), None)
     if differing is None:
         return f"{section}: differs from the run that was begun in {config.out}"
     name, old, new = differing
     return f"{name}: got {new!r}, but the run in {config.out} was begun with {old!r}"
 
 
-def _first_difference(before: Any, now: Any, name: str) -> tuple[str, Any, Any] | None:
+def _both(config: AnyTrainConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run's own config.yaml, nothing where it cannot be read, and the config given.
+
+    What an earlier version did not write has its default.
+    """
+    now = yaml.safe_load(dump_config(config))
+    try:
+        before = yaml.safe_load((config.out / CONFIG).read_text())
+        before = yaml.safe_load(dump_config(parse_config(before, type(config), CONFIG)))
+    except (OSError, ValueError, UserError, yaml.YAMLError):
+        return {}, now
+    return before, now
+
+
+def _differences(before: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """(name, old, new) of every setting that differs."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
-        return None if before == now else (name, before, now)
+        if before != now:
+            yield name, before, now
+        return
     for key in {**before, **now}:
-        found = _first_difference(before.get(key), now.get(key), f"{name}.{key}")
-        if found is not None:
-            return found
-    return None
+        yield from _differences(before.get(key), now.get(key), f"{name}.{key}")
 
 
 def require_fitting_data(

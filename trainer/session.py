@@ -20,8 +20,8 @@ from trainer.checkpoint.origin import Origin, find_weights
 from trainer.checkpoint.read import Checkpoint, SliceReader, faults, open_checkpoint
 from trainer.checkpoint.resume import adopt, newest_checkpoint
 from trainer.checkpoint.retention import Retention
-from trainer.checkpoint.saver import Saver
-from trainer.checkpoint.snapshots import remove_later_snapshots, write_snapshot
+from trainer.checkpoint.saver import Saver, Series, checkpoints
+from trainer.checkpoint.snapshots import remove_later_snapshots, snapshots
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.write import Snapshot
 from trainer.config import AnyTrainConfig
@@ -56,8 +56,12 @@ class Session:
         self._own_loss = torch.zeros(())
         self._retention = Retention.of(config.train)
         self._since_save = Window()  # never saved: it is empty at every save
-        staging = Staging(self._snapshot(), engine) if config.train.async_save else None
-        self.saver = Saver(config.out, engine, self._retention, staging)
+        self.saver = Saver(config.out, engine, threaded=config.train.async_save)
+        staging = self._staging(self._snapshot())
+        self._checkpoints = checkpoints(config.out, self._retention, staging)
+        self._snapshots: Series | None = None
+        if config.ema.snapshot_every is not None:
+            self._snapshots = snapshots(config.out, self._staging(self._averages()))
 
     def resume(self, warn: Callable[[str], None]) -> int | None:
         """Go on from the newest whole checkpoint; its samples, or None when there is none.
@@ -173,13 +177,23 @@ class Session:
         if self.saved_at == self.state.samples:
             return
         begun = time.monotonic()
-        self.saver.begin(self._snapshot())
+        self.saver.begin(self._checkpoints, self._snapshot())
         self.saved_at = self.state.samples
         self._since_save = Window()
         self.state.window.stalled += time.monotonic() - begun
 
+    def finish_checkpoint(self) -> None:
+        """Wait until a checkpoint that has begun is complete, and the snapshots before it.
+
+        Raises:
+            UserError: one could not be written; all ranks raise alike.
+        """
+        begun = time.monotonic()
+        self.saver.wait_for(self._checkpoints)
+        self.state.window.stalled += time.monotonic() - begun
+
     def finish_save(self) -> None:
-        """Wait until a checkpoint that has begun is complete.
+        """Wait until all that has begun is complete.
 
         Raises:
             UserError: it could not be written; all ranks raise alike.
@@ -188,9 +202,21 @@ class Session:
         self.saver.finish()
         self.state.window.stalled += time.monotonic() - begun
 
+    def take_complete(self) -> int | None:
+        """Samples of the newest checkpoint that became complete since this was last asked."""
+        return self.saver.take_complete(self._checkpoints)
+
+    def _staging(self, like: Snapshot) -> Staging | None:
+        return Staging(like, self.engine) if self.config.train.async_save else None
+
     def _snapshot(self) -> Snapshot:
         """What this rank holds; its tensors are live."""
         return self._snapshot_of(self.ema.attach(self.engine.flats()))
+
+    def _averages(self) -> Snapshot:
+        """What this rank holds of the power functions' averages; its tensors are live."""
+        powers = [kind for kind in self.ema.kinds if kind != KIND]
+        return self._snapshot_of(self.ema.alone(self.engine.flats(), powers))
 
     def _snapshot_of(self, flats: Sequence[Flat]) -> Snapshot:
         return Snapshot(
@@ -202,18 +228,21 @@ class Session:
         )
 
     def keep_averages(self, before: int) -> None:
-        """Keep the power functions' averages every `ema.snapshot_every` samples and at the end.
+        """Begin a snapshot of the power functions' averages, where `ema.snapshot_every` has one.
 
-        `before`: the samples seen before the last step.
+        That is also the run's end. `before`: the samples seen before the last step.
+
+        Raises:
+            UserError: it could not be written; all ranks raise alike.
         """
         every, samples = self.config.ema.snapshot_every, self.state.samples
-        if every is None or self.state.ema_updates == 0:
+        if every is None or self._snapshots is None or self.state.ema_updates == 0:
             return
         if samples < self.config.train.samples and before // every == samples // every:
             return
-        powers = [kind for kind in self.ema.kinds if kind != KIND]
-        snapshot = self._snapshot_of(self.ema.alone(self.engine.flats(), powers))
-        write_snapshot(self.config.out, self.engine, snapshot)
+        begun = time.monotonic()
+        self.saver.begin(self._snapshots, self._averages())
+        self.state.window.stalled += time.monotonic() - begun
 
     def step(self, batches: Sequence[Batch], rate: float, requests: Sequence[float]) -> StepStats:
         """One optimizer step over this rank's micro-batches.

@@ -15,10 +15,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import psutil
 
@@ -58,27 +59,51 @@ def command(data: Path, out: Path, samples: int) -> list[str]:
     return [*launch, "-m", "trainer", "train", config, *chosen]
 
 
-def quiet(data: Path, out: Path, samples: int, log: Path) -> float:
-    """Train undisturbed; the seconds that it took.
+def quiet(data: Path, out: Path, samples: int, log: Path, most: float) -> float:
+    """Train undisturbed, for at most so many minutes; the seconds that it took.
 
     Raises:
         SystemExit: it failed.
     """
     begun = time.monotonic()
     with log.open("wb") as file:
-        done = subprocess.run(command(data, out, samples), cwd=ROOT, stdout=file, stderr=file)
-    if done.returncode:
-        raise SystemExit(f"the quiet run ended with {done.returncode}; see {log}")
+        process = subprocess.Popen(command(data, out, samples), cwd=ROOT, stdout=file, stderr=file)
+        try:
+            code = process.wait(60 * most)
+        except subprocess.TimeoutExpired:
+            give_up(process, most, log)
+    if code:
+        raise SystemExit(f"the quiet run ended with {code}; see {log}")
     return time.monotonic() - begun
 
 
+def give_up(process: subprocess.Popen[bytes], most: float, log: Path) -> NoReturn:
+    """End a run that takes too long, and all of it."""
+    with suppress(psutil.NoSuchProcess):  # it has ended
+        launcher = psutil.Process(process.pid)
+        for each in (*launcher.children(recursive=True), launcher):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+    raise SystemExit(f"a run was not done after {most:g} minutes; see {log}")
+
+
 def disturbed(
-    data: Path, out: Path, samples: int, log: Path, seed: int, gap: float, minutes: float
+    data: Path,
+    out: Path,
+    samples: int,
+    log: Path,
+    seed: int,
+    gap: float,
+    minutes: float,
+    most: float,
 ) -> tuple[list[Fault], Counter[int], float]:
     """Train under faults, one about every `gap` seconds for some minutes, and then in peace.
 
     What came, exit codes, seconds. Without an end of the faults a slow machine, which takes longer
     to start than faults take to come, would never be done.
+
+    Raises:
+        SystemExit: it is not done after `most` minutes.
     """
     chance, begun, faults, codes = random.Random(seed), time.monotonic(), [], Counter[int]()
 
@@ -94,10 +119,15 @@ def disturbed(
             )
             launcher = psutil.Process(process.pid)
             while process.poll() is None:
-                disturbing = time.monotonic() - begun < 60 * minutes
+                passed = time.monotonic() - begun
+                disturbing, left = passed < 60 * minutes, 60 * most - passed
+                if left <= 0:
+                    give_up(process, most, log)
                 try:
-                    process.wait(chance.uniform(0.2, 1.8) * gap if disturbing else None)
+                    process.wait(chance.uniform(0.2, 1.8) * gap if disturbing else left)
                 except subprocess.TimeoutExpired:
+                    if not disturbing:
+                        continue
                     kind = chance.choice(list(RUNNING))
                     try:
                         note(kind, RUNNING[kind](launcher, chance))
@@ -106,6 +136,8 @@ def disturbed(
             codes[process.returncode] += 1
             if process.returncode == 0:
                 return faults, codes, time.monotonic() - begun
+            if time.monotonic() - begun > 60 * most:
+                give_up(process, most, log)
             if chance.random() < 0.5:
                 kind = chance.choice(list(BETWEEN))
                 note(kind, BETWEEN[kind](out, chance))
@@ -169,26 +201,31 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=720_000, help="of each run")
     parser.add_argument("--gap", type=float, default=16.0, help="seconds between faults, mean")
     parser.add_argument("--minutes", type=float, default=30.0, help="during which faults come")
+    parser.add_argument("--most", type=float, default=120.0, help="minutes of a run, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/training-soak"))
     parser.add_argument("--report", type=Path, default=None, help="write the page here")
+    parser.add_argument("--replace", action="store_true", help="remove the run of an earlier time")
     options = parser.parse_args()
     out = options.out.absolute()
+    if options.replace:
+        shutil.rmtree(out / "faults", ignore_errors=True)
     if (out / "faults").exists():
-        raise SystemExit(f"{out}: has a run already; remove it or choose another --out")
+        raise SystemExit(f"{out}: has a run already; --replace it or choose another --out")
     demo = ["-m", "unclip", "demo", "--config", str(ROOT / "configs/micro"), "--out", out / "data"]
     subprocess.run([sys.executable, *map(str, demo)], cwd=ROOT, check=True)
     found: dict[str, Any] = {}
     done = out / f"quiet-{options.samples}.json"  # one quiet run may be compared with several
     if not done.is_file():
         shutil.rmtree(out / "quiet", ignore_errors=True)
-        seconds = quiet(out / "data", out / "quiet", options.samples, out / "quiet.log")
+        log = out / "quiet.log"
+        seconds = quiet(out / "data", out / "quiet", options.samples, log, options.most)
         write_json(done, seconds)
     found["quiet"] = read_json(done)
     print(f"{found['quiet']:7.0f} s  the quiet run", flush=True)
     found["faults"], found["codes"], found["seconds"] = disturbed(
         *(out / "data", out / "faults", options.samples, out / "faults.log"),
-        *(options.seed, options.gap, options.minutes),
+        *(options.seed, options.gap, options.minutes, options.most),
     )
     found["curve"] = curve(out / "quiet") == curve(out / "faults")
     found["bytes"] = tensors(out / "quiet") == tensors(out / "faults")

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ if str(_HERE) not in sys.path:
     sys.path.insert(0, str(_HERE))
 
 import toy  # noqa: E402 - siblings are found by the path above
-from processes import ROOT, environment  # noqa: E402
+from processes import ROOT, RankServer, environment  # noqa: E402
 
 SIZES = (7, 0, 9, 11, 5)  # samples a shard; nothing was kept of the second
 
@@ -35,22 +35,17 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def deepspeed_ready() -> None:
+def rank_server() -> Iterator[RankServer]:
+    """From where several ranks are started."""
+    server = RankServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def deepspeed_ready(rank_server: RankServer) -> None:
     """DeepSpeed's communication extension, compiled once (about a minute) outside any time-out."""
-    code = (
-        "import os; os.environ['DS_ACCELERATOR']='cpu';"
-        "from torch import device, nn;"
-        "from trainer.config import OptimConfig;"
-        "from trainer.engine.base import Setup;"
-        "from trainer.engine.deepspeed import DeepSpeedEngine as E;"
-        "from trainer.engine.processes import group_scope;"
-        "scope = group_scope(); scope.__enter__();"
-        "E(nn.Linear(2, 2), OptimConfig(), Setup('fp32', 1, lambda w: 1), device('cpu')).close();"
-        "scope.__exit__(None, None, None)"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(), check=True, timeout=500
-    )
+    rank_server.run(1, _HERE / "deepspeed_ready.py", [], timeout=500)
 
 
 @pytest.fixture(scope="session")
@@ -71,27 +66,8 @@ def command() -> Callable[..., "subprocess.Popen[str]"]:
 
 
 @pytest.fixture(scope="session")
-def torchrun(deepspeed_ready: None) -> Callable[[int, Path, Sequence[object]], str]:
-    """Runs a script on several ranks and gives its standard output."""
-
-    def run(ranks: int, script: Path, arguments: Sequence[object]) -> str:
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                f"--nproc-per-node={ranks}",
-                str(script),
-                *map(str, arguments),
-            ],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        return done.stdout
-
-    return run
+def torchrun(
+    deepspeed_ready: None, rank_server: RankServer
+) -> Callable[[int, Path, Sequence[object]], str]:
+    """Runs a script on several ranks, each as torchrun would have it, and gives what it prints."""
+    return rank_server.run

@@ -1,5 +1,7 @@
 """Kills a rank of two at seeded moments: killed_ranks.py DATASET FOLDER SEED COUNT.
 
+The run is the prior of configs/micro under ZeRO 2, that reads the captions of FOLDER/clip.
+
 A moment is the n-th step, or the n-th look at the disk in a save, a rename or a removal, of one
 rank; whoever comes to it sends SIGKILL to one of the two. What is left ends as it can, as under a
 launcher that waits a while. Then two ranks finish the run. Ranks are forked children, so that torch
@@ -13,7 +15,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections import Counter
@@ -24,8 +25,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.utils.tensorboard  # seconds in every child otherwise
-import toy
 from killed import counted, last_checkpoint, look
+from processes import free_port
+from stages import stage_config
 
 from base.files import sha256_file
 from trainer.checkpoint import tensors, write
@@ -66,8 +68,9 @@ def main(data: Path, folder: Path, seed: int, count: int) -> None:
 
 def configure(data: Path, run: Path) -> AnyTrainConfig:
     """Four checkpoints, of which each but the first lets one go."""
-    how = {"engine": "deepspeed", "zero_stage": 2, "checkpoint_every": 24, "keep": 1}
-    return toy.toy_config(data, run, train=how)
+    how = {"engine": "deepspeed", "zero_stage": 2, "checkpoint_every": 16, "keep": 1}
+    settings = [f"train.{name}={value}" for name, value in how.items()]
+    return stage_config("prior", data, run.parent, run.name, *settings, "train.micro_batch=8")
 
 
 def draw(chance: random.Random, kind: str, seen: list[dict[str, int]]) -> Moment:
@@ -193,13 +196,6 @@ def kind_of(event: str, paths: list[str]) -> str | None:
     if event == "os.rename" and (paths[1].endswith("latest") or Path(paths[1]).name.isdigit()):
         return "rename"
     return "save" if ".saving-" in paths[0] else None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -6,21 +6,28 @@ FOLDER/report.json tells what was compared.
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed as dist
 import toy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from base.errors import Stopped
+from base.errors import Stopped, UserError
+from data_pipeline.schema.dataset import metadata_path, tar_path
+from trainer.checkpoint.read import resolve_checkpoint
 from trainer.config import AnyTrainConfig
 from trainer.engine.base import Flat
 from trainer.engine.deepspeed import DeepSpeedEngine
@@ -61,8 +68,52 @@ def main(data: Path, folder: Path) -> None:
             key = f"{zero} {precision}"
             report[key] = compare_with_full_gather(data, folder, zero, precision)
         report[f"{zero} collectives"] = [collectives(data, folder, zero, micro) for micro in (6, 2)]
+    report["unreadable"] = unreadable(data, folder)
+    report["finished"] = finished(data, folder)
     if environment_rank() == 0:
         (folder / "report.json").write_text(json.dumps(report))
+
+
+def unreadable(data: Path, folder: Path) -> list[tuple[str, int]]:
+    """A picture that one rank alone cannot read; then it is mended, and the run goes on.
+
+    What each rank ended with, and the samples of the checkpoint that it found then.
+    """
+    on = {"engine": "deepspeed", "zero_stage": 2}
+    copy, pictures = folder / "data", {"pictures": True}
+    tar = tar_path(copy, 0)
+    if environment_rank() == 0:
+        shutil.copytree(data, copy)
+        offset = pq.read_table(metadata_path(copy, 0))["jpg_offset"][3].as_py()
+        with tar.open("r+b") as file:
+            file.seek(offset)
+            file.write(bytes(100))
+    dist.barrier()
+    config = toy.toy_config(copy, folder / "unread", objective=pictures, train=on)
+    with pytest.raises(UserError) as caught:
+        train(config)
+    found = (str(caught.value), resolve_checkpoint(config.out).manifest.samples)
+    if environment_rank() == 0:
+        shutil.copy(tar_path(data, 0), tar)
+    dist.barrier()
+    train(config)
+    train(toy.toy_config(copy, folder / "read", objective=pictures, train=on))
+    return gathered(found)
+
+
+def finished(data: Path, folder: Path) -> list[str]:
+    """What each rank says when a finished run is called with another learning rate."""
+    on = {"engine": "deepspeed", "zero_stage": 2}
+    config = toy.toy_config(data, folder / "whole2", optim={"lr": 0.5}, train=on, ema=toy.SNAPSHOTS)
+    with redirect_stderr(io.StringIO()) as said:
+        assert train(config).resumed_from == 96
+    return gathered(said.getvalue())
+
+
+def gathered(value: Any) -> list[Any]:
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, value)
+    return everywhere
 
 
 def compare_with_full_gather(data: Path, folder: Path, zero: int, precision: str) -> Any:

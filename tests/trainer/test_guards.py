@@ -14,7 +14,9 @@ from test_resume import assert_equal_runs
 
 import base.lease
 from base.errors import Diverged, Stopped, UserError
+from trainer import loop
 from trainer.checkpoint.read import resolve_checkpoint
+from trainer.config import AnyTrainConfig
 from trainer.engine.base import StepStats
 from trainer.guards.spikes import robust_z
 from trainer.loop import train
@@ -128,6 +130,37 @@ def test_when_going_back_does_not_help_the_run_ends_with_a_report(
     assert steps == [(120, "nan", False), (132, "nan", False)]
     assert [(rank["rank"], rank["host"]) for rank in report["ranks"]] == [(0, socket.gethostname())]
     assert resolve_checkpoint(run).manifest.samples == 96
+
+
+@pytest.mark.parametrize("how", ["to its end", "stopped", "killed when it was past"])
+def test_a_report_goes_when_a_checkpoint_is_past_what_it_tells(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    run, guards = tmp_path / "run", {**GUARDS, "rollbacks": 0}
+    bad = toy.toy_config(dataset, run, objective={"poison_from": 96}, guards=guards, train=LENGTH)
+    with pytest.raises(Diverged):
+        train(bad)
+    report = run / "report.json"
+    assert json.loads(report.read_text())["samples"] == 132
+
+    def well(samples: int, stop_at: tuple[int, ...] = ()) -> AnyTrainConfig:
+        length = {**LENGTH, "samples": samples}
+        return toy.toy_config(dataset, run, objective={"stop_at": stop_at}, train=length)
+
+    train(well(120))
+    assert report.exists()
+    if how == "stopped":
+        with pytest.raises(Stopped):
+            train(well(192, (132,)))
+    elif how == "to its end":
+        train(well(144))
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "remove_old_report", lambda run, samples: None)
+            train(well(144))
+        assert report.exists()
+        train(well(144))
+    assert not report.exists()
 
 
 def test_it_is_done_as_often_as_the_config_allows(dataset: Path, tmp_path: Path) -> None:

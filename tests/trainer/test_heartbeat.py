@@ -20,8 +20,8 @@ from base.files import _size
 from trainer.checkpoint.folders import complete_checkpoints
 from trainer.engine.base import Engine
 from trainer.guards import disk, watch
-from trainer.guards.heartbeat import Beat, beat_path
-from trainer.guards.stragglers import Stragglers
+from trainer.guards.heartbeat import Beat, beat_path, stack_path
+from trainer.guards.stragglers import Stragglers, slow_path
 from trainer.guards.watch import Watch
 from trainer.loader import steps
 from trainer.loop import train
@@ -120,8 +120,8 @@ class Three:
         return [f"{value}{rank}" for rank in range(3)]
 
 
-def test_a_straggler_is_in_the_metrics() -> None:
-    stragglers = Stragglers(cast(Engine, Three()))
+def test_a_straggler_is_in_the_metrics(tmp_path: Path) -> None:
+    stragglers = Stragglers(cast(Engine, Three()), tmp_path)
     assert stragglers.own(2.5) == [0.0, 2.5, 0.0]
     for _ in range(4):
         stragglers.add([0.1, 0.25, 0.12, 99.0])
@@ -131,6 +131,42 @@ def test_a_straggler_is_in_the_metrics() -> None:
     assert stragglers.take() == {}
 
 
+def test_a_straggler_leaves_its_stack_once(tmp_path: Path) -> None:
+    """Of a step that takes long; not of one that does not, and not of other ranks'."""
+    path = slow_path(tmp_path, 1)
+    path.parent.mkdir()
+    with Stragglers(cast(Engine, Three()), tmp_path) as stragglers:
+
+        def step(seconds: list[float]) -> None:
+            stragglers.add(seconds)
+            stragglers.take()
+            stragglers.watch()
+
+        step([9.0, 0.1, 0.1])
+        assert not path.exists()
+        step([0.1, 3600.0, 0.1])
+        stragglers.stop_watching()  # a quick one
+        assert not path.exists()
+        step([0.001, 0.1, 0.001])
+        length = path.stat().st_size
+        in_the_step_for(lambda: path.stat().st_size > length)
+        stragglers.stop_watching()
+        text = path.read_text()
+        assert text.startswith("in a step of this rank's own after 0.051 s\n")
+        assert "in in_the_step_for" in text
+        path.unlink()
+        step([0.1, 3600.0, 0.1])
+        assert not path.exists()  # it has told
+    with Stragglers(cast(Engine, Three()), tmp_path) as stragglers:
+        step([0.1, 3600.0, 0.1])
+        assert path.exists()
+    assert not path.exists()
+
+
+def in_the_step_for(look: Any) -> None:
+    wait_for(look, "stack")
+
+
 def test_a_rank_that_hangs_in_the_loader_leaves_its_stack(
     dataset: Path,
     tmp_path: Path,
@@ -138,24 +174,31 @@ def test_a_rank_that_hangs_in_the_loader_leaves_its_stack(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     following = steps._Thread.__next__
-    asked: list[int] = []
+    run, asked = tmp_path / "run", list[int]()
 
     def slow(self: steps._Thread) -> Any:
         asked.append(0)
         if len(asked) == 4:
-            time.sleep(6)
+            wait_for(lambda: has_hung(run), "beat of a rank that hangs, and its stack")
         return following(self)
 
     monkeypatch.setattr(steps._Thread, "__next__", slow)
-    run = tmp_path / "run"
     train(toy.toy_config(dataset, run, guards={"hang_after_s": 2.0}))
     said = capsys.readouterr().err
-    assert f"rank 0 on host {socket.gethostname()}, pid {os.getpid()}, at 36 samples" in said
+    assert f"rank 0 on host {socket.gethostname()}, pid {os.getpid()}, at 24 samples" in said
     assert said.count("is in the loader for") == 1
     stack = (run / "heartbeats/rank_00000.stack.txt").read_text()
-    assert stack.startswith("in loader at 36 samples for more than 2 s\n")
+    assert stack.startswith("in loader at 24 samples for more than 2 s\n")
     assert "in slow" in stack
     assert [path.name for path in (run / "heartbeats").iterdir()] == ["rank_00000.stack.txt"]
+
+
+def has_hung(run: Path) -> bool:
+    """For longer than its patience, by its own beat; who reads that, reads it then, too."""
+    beat = read_beat(run, 0)
+    stack = stack_path(run, 0)
+    told = stack.exists() and "in slow" in stack.read_text()
+    return told and beat is not None and beat.seconds > 2
 
 
 def test_a_run_that_ends_leaves_no_heartbeat(dataset: Path, tmp_path: Path) -> None:

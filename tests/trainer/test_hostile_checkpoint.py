@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import struct
@@ -146,10 +147,56 @@ def test_records_of_gigabytes_are_not_read(run: Path) -> None:
         assert f"{name}: missing" in folder_faults(folder_of(run))[0]
         path.unlink()
         path.symlink_to("/dev/zero")
-        assert f"{name}: missing" in folder_faults(folder_of(run))[0]
+        assert f"{name}: is a link" in folder_faults(folder_of(run))[0]
         path.unlink()
         path.write_bytes(before)
     assert folder_faults(folder_of(run)) == []
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "trainer.json", SLICES, "slices"])
+def test_links_lead_to_no_other_file(run: Path, dataset: Path, tmp_path: Path, name: str) -> None:
+    """Even when what they lead to has the right bytes."""
+    path = folder_of(run) / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    told = rf"{name}.*: is a link"
+    assert re.search(told, folder_faults(folder_of(run))[0])
+    with pytest.raises(UserError, match=told):
+        train(toy.toy_config(dataset, run))
+    if name != "trainer.json":  # of which weights need nothing
+        with pytest.raises(UserError, match=told):
+            read_weights(run)
+
+
+def test_of_a_checkpoint_that_is_a_link_the_link_alone_is_deleted(
+    run: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Somebody has moved it to another disk; or it leads to what is not the run's to delete."""
+    folder_of(run).rename(tmp_path / "elsewhere")
+    folder_of(run).symlink_to(tmp_path / "elsewhere")
+    before = sorted((tmp_path / "elsewhere").rglob("*"))
+    config = toy.toy_config(dataset, run, train={"samples": 72, "checkpoint_every": 24, "keep": 1})
+    assert train(config).resumed_from == 24
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["000000000072"]
+    assert sorted((tmp_path / "elsewhere").rglob("*")) == before
+
+
+def test_a_name_that_comes_twice(run: Path) -> None:
+    """One reader would take the first, another one the last."""
+    path = folder_of(run) / "manifest.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"version":', '"samples":24,"version":', 1))
+    assert "manifest.json: not JSON (a name comes twice)" in folder_faults(folder_of(run))[0]
+    path.write_text(whole)
+    slices = folder_of(run) / SLICES
+    data = slices.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    entry = json.dumps(json.loads(data[8 : 8 + length])["ema/shift"])
+    text = data[8 : 8 + length].replace(b"{", b'{"master/shift":' + entry.encode() + b",", 1)
+    slices.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    counted_again(folder_of(run))
+    with pytest.raises(UserError, match=r"rank_00000\.safetensors: cannot be read \(not a safe"):
+        read_weights(run)
 
 
 def assert_small(look: Callable[[], list[str]], name: str) -> None:

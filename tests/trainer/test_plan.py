@@ -108,6 +108,9 @@ def test_attention_that_is_computed_again_is_planned() -> None:
 def test_copies_of_saves_are_in_the_host_s_memory() -> None:
     plan = make_plan(upsampler("train.async_save=true", "ema.powers=[0.05]"), ALONE)
     assert {option.host for option in plan.options} == {(4 + 8 + 2 * 4) * plan.parameters}
+    more = ["train.async_save=true", "ema.powers=[0.05]", "ema.snapshot_every=64"]
+    plan = make_plan(upsampler(*more), ALONE)
+    assert {option.host for option in plan.options} == {(4 + 8 + 3 * 4) * plan.parameters}
 
 
 @pytest.fixture(scope="module")

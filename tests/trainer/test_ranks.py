@@ -1,6 +1,7 @@
 """Several ranks: the curve of one process, slices that are the whole, resume across world sizes."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,3 +145,21 @@ def test_from_two_ranks_to_one_process(folder: Path, dataset: Path, zero: int) -
     result = train(toy.toy_config(dataset, run))
     assert (result.resumed_from, result.samples) == (48, 96)
     assert_close(run, folder / "alone")
+
+
+def test_data_that_one_rank_cannot_read_end_both_after_a_save(folder: Path) -> None:
+    """With one line and one checkpoint; mended, the run ends like one that was never stopped."""
+    report: Any = json.loads((folder / "report.json").read_text())["unreadable"]
+    (why, samples), other = report
+    assert other == [why, samples]
+    assert re.search(r"00000\.tar: 000000003\.jpg: not a readable JPEG .* \(rank [01]\)$", why), why
+    assert 0 < samples < 48
+    assert_equal_runs(folder / "unread", folder / "read")
+
+
+def test_a_finished_run_of_two_ranks_tells_what_it_has_no_use_for(folder: Path) -> None:
+    """The first one does; and config.yaml stays what the run was trained with."""
+    report: Any = json.loads((folder / "report.json").read_text())["finished"]
+    assert "warning: optim.lr: got 0.5, but it was trained with 0.01; the run in" in report[0]
+    assert "warning" not in report[1]
+    assert "lr: 0.01\n" in (folder / "whole2/config.yaml").read_text()

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import toy
+import yaml
 from equal import assert_equal_runs, without_times
 
 from base.errors import Diverged, Stopped, UserError
@@ -59,6 +60,32 @@ def test_a_finished_run_is_left_alone(dataset: Path, tmp_path: Path) -> None:
     again = train(config)
     assert (again.samples, again.steps, again.seconds) == (first.samples, 8, first.seconds)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_finished_run_tells_what_of_a_changed_config_it_has_no_use_for(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And its config.yaml stays what it was trained with; one of an older version lacks keys."""
+    run = tmp_path / "run"
+    config = toy.toy_config(dataset, run, train={"samples": 48})
+    train(config)
+    record = run / "config.yaml"
+    values = yaml.safe_load(record.read_text())
+    del values["train"]["channels_last"], values["guards"]
+    record.write_text(yaml.dump(values))
+    train(config)
+    assert "warning" not in capsys.readouterr().err
+    changed = {"optim": {"lr": 0.5}, "train": {"samples": 36, "keep": 3}, "ema": {"powers": [0.1]}}
+    assert train(toy.toy_config(dataset, run, **changed)).samples == 48
+    told = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    end = f"; the run in {run} is complete, choose another `out` for another"
+    assert told == [
+        f"warning: optim.lr: got 0.5, but it was trained with 0.01{end}",
+        f"warning: train.samples: got 36, but it was trained with 48{end}",
+        f"warning: train.keep: got 3, but it was trained with 2{end}",
+        f"warning: ema.powers: got [0.1], but it was trained with []{end}",
+    ]
+    assert yaml.safe_load(record.read_text()) == values
 
 
 def test_a_stop_during_the_last_step_is_not_forgotten(dataset: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from trainer.checkpoint import staging, write
 from trainer.checkpoint.folders import complete_checkpoints, latest_checkpoint
 from trainer.checkpoint.read import folder_faults, resolve_checkpoint
 from trainer.checkpoint.retention import Retention
-from trainer.checkpoint.saver import Saver
+from trainer.checkpoint.saver import Saver, checkpoints
 from trainer.checkpoint.staging import Staging
 from trainer.checkpoint.tensors import write_tensors
 from trainer.checkpoint.write import Snapshot
@@ -53,7 +53,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
 
     def counted(session: Session, stats: Any) -> None:
         count(session, stats)
-        taken.append((session.state.samples, session.saver._save is not None))
+        taken.append((session.state.samples, session.saver.saving))
 
     monkeypatch.setattr(Session, "count", counted)
     return taken
@@ -65,20 +65,45 @@ def test_training_goes_on_and_the_checkpoint_is_of_the_moment_of_the_copy(
     slow_disk: list[threading.Thread],
     steps: list[tuple[int, bool]],
 ) -> None:
-    """The same bytes as of a run that waits for its saves, and the same end."""
-    how = {"keep": 9}
-    train(toy.toy_config(dataset, tmp_path / "waits", train={**how, "async_save": False}))
+    """The same bytes as of a run that waits for its saves, and the same end; snapshots too."""
+    how, ema = {"keep": 9}, toy.SNAPSHOTS
+    train(toy.toy_config(dataset, tmp_path / "waits", train={**how, "async_save": False}, ema=ema))
     assert not any(saving for _, saving in steps)
     assert {*slow_disk} == {threading.main_thread()}
     slow_disk.clear()
     steps.clear()
-    train(toy.toy_config(dataset, tmp_path / "goes_on", train=how))
+    train(toy.toy_config(dataset, tmp_path / "goes_on", train=how, ema=ema))
     assert threading.main_thread() not in slow_disk
     assert sum(saving for _, saving in steps) >= 2
-    for name in ("000000000048", "000000000096"):
-        ours, theirs = (tmp_path / run / "checkpoints" / name for run in ("goes_on", "waits"))
+    assert {24, 36} & {samples for samples, saving in steps if saving}  # beside a snapshot alone
+    names = [f"checkpoints/{n:012d}" for n in (48, 96)]
+    names += [f"snapshots/{n:012d}" for n in (24, 48, 72, 96)]
+    for name in names:
+        ours, theirs = (tmp_path / run / name for run in ("goes_on", "waits"))
         assert sha256_file(ours / SLICES) == sha256_file(theirs / SLICES)
         assert folder_faults(ours) == []
+
+
+def test_a_checkpoint_is_complete_when_the_snapshots_before_it_are(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on from it would not make them again; a second snapshot waits as well."""
+    order: list[str] = []
+    commit = write.commit
+
+    def noting(working: Path, target: Path) -> None:
+        commit(working, target)
+        order.append(f"{target.parent.name} {int(target.name)}")
+
+    monkeypatch.setattr(write, "commit", noting)
+    ema = {"powers": [0.05, 0.1], "snapshot_every": 12}
+    train(toy.toy_config(dataset, tmp_path / "run", train={"samples": 60}, ema=ema))
+    assert order == [
+        *(f"snapshots {n}" for n in (12, 24, 36, 48)),
+        "checkpoints 48",
+        "snapshots 60",
+        "checkpoints 60",
+    ]
 
 
 def test_a_second_save_waits_for_the_first(
@@ -134,7 +159,7 @@ def test_divergence_waits_for_the_save(
     finish = Saver.finish
 
     def finishing(saver: Saver) -> None:
-        if saver._save is not None:
+        if saver.saving:
             waited_for.set()
         finish(saver)
 
@@ -194,8 +219,9 @@ def test_what_is_given_up_ends_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(write, "write_tensors", watched)
     rank = meeting.ThreadRank(0, [None], threading.Barrier(1))
-    with Saver(tmp_path, rank, Retention(2), Staging(snapshot, rank)) as saver:
-        saver.begin(snapshot)
+    series = checkpoints(tmp_path, Retention(2), Staging(snapshot, rank))
+    with Saver(tmp_path, rank, threaded=True) as saver:
+        saver.begin(series, snapshot)
         time.sleep(0.1)
     assert 0 < len(written) < 100
 
@@ -209,6 +235,18 @@ def test_too_little_memory_is_told_before_the_first_step(
     assert steps == []
     train(toy.toy_config(dataset, tmp_path / "run", train={"async_save": False}))
     assert len(steps) == 8
+
+
+def test_copies_of_averages_are_counted_too(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[int, bool]]
+) -> None:
+    """They are looked for when those of checkpoints have taken theirs."""
+    needed = [472 * 6 * 4 + 4, 472 * 2 * 4 + 4]  # elements of 4 bytes, and a buffer
+    free = iter([needed[0], needed[1] - 1])
+    monkeypatch.setattr(staging, "available_memory", lambda: next(free))
+    with pytest.raises(UserError, match=r"^train\.async_save: needs"):
+        train(toy.toy_config(dataset, tmp_path / "run", ema=toy.SNAPSHOTS))
+    assert steps == []
 
 
 def make_snapshot(rank: int, tensors: int = 3, samples: int = 12) -> Snapshot:
@@ -226,15 +264,16 @@ def save_on_two_ranks(run: Path) -> list[str | None]:
 
     def work(rank: meeting.ThreadRank) -> str | None:
         first = make_snapshot(rank.rank)
-        with Saver(run, rank, Retention(1), Staging(first, rank)) as saver:
+        series = checkpoints(run, Retention(1), Staging(first, rank))
+        with Saver(run, rank, threaded=True) as saver:
             try:
-                saver.begin(first)
+                saver.begin(series, first)
                 for tensor in first.flats[0].tensors.values():
                     tensor += 1  # training goes on
-                while saver.take_complete() is None:
+                while saver.take_complete(series) is None:
                     saver.advance(sum(rank.gather(saver.over)))
                     time.sleep(0.005)
-                saver.begin(make_snapshot(rank.rank, samples=24))
+                saver.begin(series, make_snapshot(rank.rank, samples=24))
                 saver.finish()
             except UserError as error:
                 return str(error)

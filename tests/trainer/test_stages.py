@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,10 @@ import pytest
 import stages
 import torch
 import toy
+from equal import assert_equal_runs
 from PIL import Image
-from stages import ON_RANKS, STAGES, stage_config
+from processes import RankServer
+from stages import ON_RANKS, STAGES, claim_embeddings, stage_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from base.errors import UserError
@@ -28,6 +29,7 @@ from trainer.metrics import read_metrics
 from trainer.record import require_fitting_data
 
 pytestmark = pytest.mark.slow
+DRAWN = {"decoder": (2, 16), "up64": (3, 64)}  # of which progress is drawn: rows, and their height
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +42,16 @@ def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of each stage on one process; FOLDER/clip is what prior and decoder read."""
     folder = tmp_path_factory.mktemp("runs")
     for name in STAGES:
-        train(stage_config(name, data, folder, name))
+        drawn = ["train.pictures=8"] if name in DRAWN else []
+        train(stage_config(name, data, folder, name, *drawn))
         if name == "clip":
             claim_embeddings(data, folder / "clip")
     return folder
 
 
-def claim_embeddings(data: Path, clip: Path) -> None:
-    """Let the data set say that `clip` made its (random) embeddings."""
-    info = json.loads((data / "dataset.json").read_text())
-    weights = clip / "exports/open_clip/open_clip_model.safetensors"
-    info["clip"]["weights_sha256"] = sha256_file(weights)
-    (data / "dataset.json").write_text(json.dumps(info))
-
-
 @pytest.fixture(scope="module")
-def ranks(data: Path, folder: Path, torchrun: Callable[[int, Path, Sequence[object]], str]) -> Path:
-    torchrun(2, Path(stages.__file__), [data, folder])
+def ranks(data: Path, folder: Path, deepspeed_ready: None, rank_server: RankServer) -> Path:
+    rank_server.run(2, Path(stages.__file__), [data, folder], imports=["open_clip"])
     return folder
 
 
@@ -73,6 +68,22 @@ def assert_same_curve(run: Path, other: Path) -> None:
 @pytest.mark.parametrize("name", ON_RANKS)
 def test_two_ranks_give_the_curve_of_one(ranks: Path, name: str) -> None:
     assert_same_curve(ranks / f"{name}-ranks", ranks / name)
+
+
+@pytest.mark.parametrize("name", ON_RANKS)
+def test_two_ranks_of_which_one_is_asked_to_stop_end_the_same(ranks: Path, name: str) -> None:
+    """Bit for bit, with ZeRO: weights, moments, averages, counters and metrics."""
+    assert_equal_runs(ranks / f"{name}-stopped", ranks / f"{name}-ranks")
+
+
+@pytest.mark.parametrize("name", ON_RANKS)
+def test_damage_costs_two_ranks_a_checkpoint_and_no_bit(ranks: Path, name: str) -> None:
+    """One seeded case each; every file and kind of damage: test_damage.py."""
+    told = json.loads((ranks / "damage.json").read_text())[name]
+    assert told["resumed"] == [32, 32], told
+    assert "warning: checkpoint 000000000064 is damaged and passed over: " in told["said"]
+    assert told["file"] in told["said"]
+    assert_equal_runs(ranks / f"{name}-damaged", ranks / f"{name}-ranks")
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -116,11 +127,10 @@ def test_bf16_follows_fp32_roughly(data: Path, folder: Path, name: str) -> None:
         assert a["loss"] == pytest.approx(b["loss"], rel=0.05)
 
 
-@pytest.mark.parametrize(("name", "rows", "side"), [("decoder", 2, 16), ("up64", 3, 64)])
-def test_progress_is_drawn_at_checkpoints(
-    data: Path, folder: Path, name: str, rows: int, side: int
-) -> None:
+@pytest.mark.parametrize("name", DRAWN)
+def test_progress_is_drawn_at_checkpoints(data: Path, folder: Path, name: str) -> None:
     """Eight columns of training samples, the truth below; TensorBoard shows the same picture."""
+    rows, side = DRAWN[name]
     picture = Image.open(folder / name / "samples/000000000064.png")
     pixels = np.asarray(picture)  # [H, W, 3]
     assert picture.size == (8 * (side + 2) + 2, rows * (side + 2) + 2)

@@ -83,17 +83,15 @@ def commit(working: Path, target: Path) -> None:
 def remove(folder: Path) -> None:
     """Delete a checkpoint so that no moment shows a part of it under its name."""
     doomed = folder.with_name(f"{_REMOVING}{folder.name}")
-    if doomed.exists():
-        shutil.rmtree(doomed)
+    _delete(doomed)
     os.rename(folder, doomed)
-    shutil.rmtree(doomed)
+    _delete(doomed)
 
 
 def set_aside(folder: Path) -> None:
     """Take a damaged checkpoint's name from it; it goes when the next one is complete."""
     aside = folder.with_name(f"{_DAMAGED}{folder.name}")
-    if aside.exists():
-        shutil.rmtree(aside)
+    _delete(aside)
     os.rename(folder, aside)
 
 
@@ -110,6 +108,14 @@ def remove_damaged(run: Path) -> None:
 
 def _remove_all(root: Path, prefix: str) -> None:
     for folder in root.glob(f"{prefix}*"):
+        _delete(folder)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder if it is there; of a link to one elsewhere, the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
         shutil.rmtree(folder)
 
 

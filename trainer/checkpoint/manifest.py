@@ -19,6 +19,7 @@ FOLDER = "checkpoints"
 LATEST = "latest"
 MANIFEST = "manifest.json"
 TRAINER = "trainer.json"
+SLICES = "slices"
 IDENTITY = ("stage", "model", "seed", "data")  # facts; with another value it is another run
 SEAL = "sha256"
 _FIRST = frozenset(  # all fields of the manifests that had no hash of their own
@@ -102,7 +103,7 @@ class Manifest:
 
 def rank_file(rank: int) -> str:
     """The slices of one rank, relative to the checkpoint."""
-    return f"slices/rank_{rank:05d}.safetensors"
+    return f"{SLICES}/rank_{rank:05d}.safetensors"
 
 
 def folder_name(samples: int) -> str:

@@ -14,6 +14,7 @@ from base.files import sha256_file
 from trainer.checkpoint.folders import complete_checkpoints, latest_checkpoint
 from trainer.checkpoint.manifest import (
     LATEST,
+    SLICES,
     TRAINER,
     Manifest,
     rank_file,
@@ -90,7 +91,9 @@ def file_fault(path: Path, record: FileRecord) -> str | None:
 
 
 def size_fault(path: Path, record: FileRecord) -> str | None:
-    """What is wrong with a file, as far as its size tells."""
+    """What is wrong with a file, as far as its kind and its size tell."""
+    if path.is_symlink() or (path.parent.name == SLICES and path.parent.is_symlink()):
+        return f"{path}: is a link, or behind one, expected a file"
     if not path.is_file():
         return f"{path}: missing"
     if path.stat().st_size != record.bytes:

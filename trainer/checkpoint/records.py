@@ -19,9 +19,12 @@ def read_record(path: Path, most_bytes: int) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: it is missing, no regular file, larger than `most_bytes`, or not JSON.
+        UserError: it is missing, no regular file, larger than `most_bytes`, or not JSON; or a link,
+            which would be another file.
     """
     try:
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link, expected a file")
         if not path.is_file():
             raise UserError(f"{path}: missing")
         with path.open("rb") as file:
@@ -31,9 +34,17 @@ def read_record(path: Path, most_bytes: int) -> Any:
     if len(data) > most_bytes:
         raise UserError(f"{path}: got more than {most_bytes:,} bytes, which no record has")
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:  # nested too deep, a number of too many digits
         raise UserError(f"{path}: not JSON ({error})") from error
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON whose names are different; of two readers each would choose its own."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name comes twice")
+    return found
 
 
 def integer(value: Any, most: int = LARGEST) -> int:

@@ -5,17 +5,16 @@ A snapshot has the form of a checkpoint, with the averages as its only kinds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from threading import Event
-from typing import Any
 
 from base.errors import UserError
 from trainer.checkpoint.agree import Ranks, agreed, attempt
 from trainer.checkpoint.folders import named_folders, remove, remove_leftovers
-from trainer.checkpoint.manifest import IDENTITY, folder_name
+from trainer.checkpoint.manifest import IDENTITY
 from trainer.checkpoint.read import Checkpoint, faults, open_checkpoint
-from trainer.checkpoint.write import Snapshot, begin, complete_folder, write_slices
+from trainer.checkpoint.saver import Series
+from trainer.checkpoint.staging import Staging
+from trainer.checkpoint.write import complete_folder
 
 SNAPSHOTS = "snapshots"
 
@@ -25,21 +24,9 @@ def snapshot_folders(run: Path) -> list[Path]:
     return named_folders(run / SNAPSHOTS)
 
 
-def write_snapshot(run: Path, ranks: Ranks, snapshot: Snapshot) -> None:
-    """Write a snapshot on all ranks together, while training waits.
-
-    Raises:
-        UserError: a rank could not write; all ranks raise alike, and there is nothing new.
-    """
-    target = run / SNAPSHOTS / folder_name(snapshot.state.samples)
-    size = sum(ranks.gather(snapshot.bytes))
-
-    def together(work: Callable[[], Any]) -> list[Any]:
-        return agreed(ranks, attempt(work), "snapshot not saved")
-
-    together(lambda: begin(target, size) if ranks.rank == 0 else None)
-    parts = together(lambda: write_slices(target, ranks.rank, snapshot, Event()))
-    together(lambda: complete_folder(target, parts, snapshot) if ranks.rank == 0 else None)
+def snapshots(run: Path, staging: Staging | None) -> Series:
+    """A run's snapshots, which all stay."""
+    return Series(run / SNAPSHOTS, "snapshot of averages not saved", complete_folder, staging)
 
 
 def remove_later_snapshots(run: Path, samples: int, ranks: Ranks) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from base.errors import UserError
+from trainer.checkpoint.records import unique
 
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _TYPES = {
@@ -141,7 +142,7 @@ def _read_header(path: Path) -> dict[str, _Stored]:
         size, room = int.from_bytes(file.read(8), "little"), path.stat().st_size - 8
         if size > min(_LARGEST_HEADER, room):
             raise ValueError(f"header of {size} bytes")
-        header = json.loads(file.read(size))
+        header = json.loads(file.read(size), object_pairs_hook=unique)
     header.pop("__metadata__", None)
     return {name: _place(item, 8 + size, room - size) for name, item in header.items()}
 

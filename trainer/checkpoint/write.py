@@ -26,11 +26,10 @@ from trainer.checkpoint.folders import (
     working_folder,
 )
 from trainer.checkpoint.manifest import (
-    FOLDER,
     MANIFEST,
+    SLICES,
     TRAINER,
     Manifest,
-    folder_name,
     join_ranges,
     rank_file,
     sealed,
@@ -69,13 +68,8 @@ class Part(NamedTuple):
     pieces: Mapping[str, tuple[Sequence[int], int, int]]
 
 
-def target_folder(run: Path, snapshot: Snapshot) -> Path:
-    """The folder that a snapshot becomes."""
-    return run / FOLDER / folder_name(snapshot.state.samples)
-
-
 def begin(target: Path, size: int) -> None:
-    """Rank 0: make the folder for a checkpoint of `size` bytes.
+    """Rank 0: make the folder for a checkpoint, when there is room for `size` bytes.
 
     Raises:
         UserError: the disk has no room for it.
@@ -84,7 +78,7 @@ def begin(target: Path, size: int) -> None:
     root.mkdir(parents=True, exist_ok=True)
     remove_leftovers(root)
     require_free_space(root, size + _SPARE)
-    (working_folder(target) / "slices").mkdir(parents=True)
+    (working_folder(target) / SLICES).mkdir(parents=True)
 
 
 def write_slices(target: Path, rank: int, snapshot: Snapshot, given_up: Event) -> Part:
@@ -148,7 +142,7 @@ def complete_folder(target: Path, parts: Sequence[Part], snapshot: Snapshot) -> 
         facts=snapshot.facts,
         loss=snapshot.loss,
     )
-    sync(working / "slices")
+    sync(working / SLICES)
     write_atomic(working / MANIFEST, json.dumps(sealed(manifest.to_json())) + "\n")
     _require_readable(working)
     commit(working, target)

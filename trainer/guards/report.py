@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from base.files import write_json
+from base.errors import UserError
+from base.files import read_json, write_json
 from trainer.session import Session
 
 FILE = "report.json"
@@ -52,6 +53,22 @@ def write_report(session: Session, reason: str, steps: Sequence[StepRecord]) -> 
         }
         write_json(path, report)
     return path
+
+
+def remove_old_report(run: Path, samples: int) -> None:
+    """Remove a report of an earlier end that a checkpoint at `samples` has left behind.
+
+    One that cannot be read is left behind by any.
+    """
+    path = run / FILE
+    if not path.is_file():
+        return
+    try:
+        past = read_json(path)["samples"] < samples
+    except (UserError, ValueError, KeyError, TypeError):
+        past = True
+    if past:
+        path.unlink(missing_ok=True)
 
 
 def _shown(value: float) -> float | str:

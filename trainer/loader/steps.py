@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from base.errors import UserError
 from trainer.batch import Batch
 from trainer.loader.plan import Plan
 from trainer.loader.samples import SampleReader, empty_arrays
@@ -63,6 +64,31 @@ class Loader:
         trace: TracebackType | None,
     ) -> None:
         self._source.close()  # ends the thread, or the worker processes
+
+
+class Coming:
+    """A loader's batches, each given when it is known whether the one after it can be read.
+
+    So a rank that will have nothing for the next step can tell the others in this one, which all
+    take together. `failure` says why nothing comes after the batch that was given last.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self.failure: UserError | None = None
+        self._batches = iter(loader)
+        self._next = self._read()
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        while (batches := self._next) is not None:
+            self._next = self._read()
+            yield batches
+
+    def _read(self) -> list[Batch] | None:
+        try:
+            return next(self._batches, None)
+        except UserError as error:
+            self.failure = error
+            return None
 
 
 class _Thread(Iterator[list[Batch]]):

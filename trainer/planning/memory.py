@@ -27,6 +27,7 @@ class Model:
     offload: bool = False  # masters, moments and averages lie in the host's memory with ZeRO 1 to 3
     accumulates: bool = False  # gradients of several micro-batches
     staged: bool = False  # saves are written from a copy in the host's memory
+    snapshots: int = 0  # profiles of EMA of which snapshots are kept
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def host_bytes(engine: EngineName, model: Model, processes: int) -> int:
     """What a process of `processes` holds in its host's memory: offloaded state, saves' copies."""
     own = math.ceil(model.trained / processes)
     state = (4 + 8 + 4 * model.averages) * own  # masters, moments, averages
-    held = state if model.staged else 0
+    held = state + 4 * model.snapshots * own if model.staged else 0
     if _offloads(engine, model):
         held += state + 4 * own  # with the gradients that the optimizer reads
         if engine != "zero 3":  # new weights on their way back, and sums of micro-batches

@@ -106,6 +106,7 @@ def make_plan(config: AnyTrainConfig, hardware: Hardware) -> Plan:
         offload=train.offload == "optimizer",
         accumulates=count > 1,
         staged=train.async_save,
+        snapshots=0 if config.ema.snapshot_every is None else len(config.ema.powers),
     )
     peak = hardware.peak or peak_tflops(ASSUMED, precision)
     assert peak is not None

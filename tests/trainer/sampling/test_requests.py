@@ -1,8 +1,6 @@
 """Requests: each picture once, whatever interrupts; folders of other requests stay as they are."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import HERE, environment
+from processes import HERE
 
 import trainer.sampling.requests as requests
 from base.command import line_and_code
@@ -166,20 +164,13 @@ def test_a_picture_of_others_tells_nothing(tmp_path: Path) -> None:
         read_settings(tmp_path / "a.png")
 
 
-def test_processes_share_the_pictures(tmp_path: Path) -> None:
-    """Two ranks under torchrun draw what one draws, each its batches."""
+def test_processes_share_the_pictures(
+    tmp_path: Path, torchrun: Callable[[int, Path, Sequence[object]], str]
+) -> None:
+    """Two ranks draw what one draws, each its batches."""
     (tmp_path / "cascade.yaml").write_text(CASCADE)
-    script = [str(HERE / "sampling_ranks.py"), str(tmp_path / "cascade.yaml")]
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for start, out in ((run, "two"), ([], "one")):
-        done = subprocess.run(
-            [sys.executable, *start, *script, str(tmp_path / out)],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stderr
+    for ranks, out in ((2, "two"), (1, "one")):
+        torchrun(ranks, HERE / "sampling_ranks.py", [tmp_path / "cascade.yaml", tmp_path / out])
     assert names(tmp_path / "two") == names(tmp_path / "one")
     for name in names(tmp_path / "one"):
         one, two = ((tmp_path / out / name).read_bytes() for out in ("one", "two"))
