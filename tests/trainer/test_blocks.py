@@ -109,7 +109,7 @@ def test_recomputed_activations(make: Callable[[], Any]) -> None:
     recomputed = Pass(model, inputs)
     assert list(model.state_dict()) == names
     assert_same(recomputed, plain, 1e-6)
-    assert recomputed.bytes < 0.3 * plain.bytes
+    assert recomputed.bytes < 0.4 * plain.bytes
 
 
 @pytest.mark.parametrize("make", MODELS if SOAK else [clip, prior, upsampler])
@@ -122,7 +122,7 @@ def test_compiled_blocks(make: Callable[[], Any]) -> None:
     checkpoint_blocks(model.compute_blocks(), CPU)
     both = Pass(model, inputs)
     assert_same(both, plain, 1e-5)
-    assert both.bytes < 0.3 * plain.bytes
+    assert both.bytes < 0.4 * plain.bytes
 
 
 @pytest.mark.parametrize("make", [decoder, upsampler])
