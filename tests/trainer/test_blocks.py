@@ -109,7 +109,15 @@ def test_recomputed_activations(make: Callable[[], Any]) -> None:
     recomputed = Pass(model, inputs)
     assert list(model.state_dict()) == names
     assert_same(recomputed, plain, 1e-6)
-    assert recomputed.bytes < 0.3 * plain.bytes
+    assert recomputed.bytes < kept_of(make) * plain.bytes
+
+
+def kept_of(make: Callable[[], Any]) -> float:
+    """The largest share of a pass's memory that is left when blocks are computed again.
+
+    A prior keeps little as it is: its last block works out one token.
+    """
+    return 0.4 if make is prior else 0.3
 
 
 @pytest.mark.parametrize("make", MODELS if SOAK else [clip, prior, upsampler])
@@ -122,7 +130,7 @@ def test_compiled_blocks(make: Callable[[], Any]) -> None:
     checkpoint_blocks(model.compute_blocks(), CPU)
     both = Pass(model, inputs)
     assert_same(both, plain, 1e-5)
-    assert both.bytes < 0.3 * plain.bytes
+    assert both.bytes < kept_of(make) * plain.bytes
 
 
 @pytest.mark.parametrize("make", [decoder, upsampler])

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+_MANY = 2**15  # between those of 8 x 8 pixels and of 16 x 16
+
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ / √d) v.
@@ -16,12 +18,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     q [B, heads, N, d]; k, v [B, heads, M, d]; mask bool, broadcastable to [B, heads, N, M], True
     where a key is seen; every row must see one. Returns [B, heads, N, d].
 
-    On a CPU torch's fused kernel is six times slower backward than the three products written out,
-    at the lengths of a U-Net's low resolutions (benchmarks/attention.py).
+    On a CPU torch's fused kernel is the faster forward, and backward where the scores no longer fit
+    the caches; where they are few it was up to six times slower (benchmarks/attention.py).
     """
-    if q.device.type != "cpu":
+    if q.device.type != "cpu" or not torch.is_grad_enabled() or _has_many_scores(q, k):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return written_out(q, k, v, mask)
+
+
+def _has_many_scores(q: Tensor, k: Tensor) -> bool:
+    """Whether the matrix of one head's scores is too large to be written out."""
+    return q.shape[2] * k.shape[2] > _MANY
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -35,7 +42,7 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> 
         scaled, k = scaled.float(), k.float()
     scores = scaled @ k.transpose(-1, -2)  # [B, heads, N, M]
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)  # no product needs its own result
     out: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v
     return out
 

@@ -105,10 +105,27 @@ class Decoder(nn.Module):
         text_embedding: Tensor | None = None,
         tokens: Tensor | None = None,
     ) -> Tensor:
-        """x_t [B, 3, H, W]; t int64 [B]; image_embedding [B, D], scaled; keep_image bool [B];
-        text_states [B, L, W]; text_mask bool [B, L]; text_embedding [B, D], for `text_in_time`;
-        tokens int64 [B, L'], for `text`, which reads them in place of the states.
-        Returns [B, Cout, H, W].
+        """x_t [B, 3, H, W]; t int64 [B]; the rest as for `conditions`. Returns [B, Cout, H, W]."""
+        conditions = self.conditions(
+            image_embedding, keep_image, text_states, text_mask, text_embedding, tokens
+        )
+        out: Tensor = self.unet(x_t, t, *conditions)
+        return out
+
+    def conditions(
+        self,
+        image_embedding: Tensor,
+        keep_image: Tensor,
+        text_states: Tensor,
+        text_mask: Tensor,
+        text_embedding: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the U-Net takes beside x_t and t, and so the same at every step of a sampler.
+
+        image_embedding [B, D], scaled; keep_image bool [B]; text_states [B, L, W]; text_mask bool
+        [B, L]; text_embedding [B, D], for `text_in_time`; tokens int64 [B, L'], for `text`, which
+        reads them in place of the states.
         """
         last = None
         if self.text is not None:
@@ -116,8 +133,7 @@ class Decoder(nn.Module):
                 raise ValueError("tokens: got None, expected the caption's, which `text` reads")
             text_states, last = self.text(tokens)
             text_mask = torch.ones_like(tokens, dtype=torch.bool)
-        condition = self.conditioner(
+        conditions: tuple[Tensor, Tensor, Tensor] = self.conditioner(
             image_embedding, keep_image, text_states, text_mask, text_embedding, last
         )
-        out: Tensor = self.unet(x_t, t, *condition)
-        return out
+        return conditions

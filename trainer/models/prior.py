@@ -7,16 +7,19 @@ clean image embedding z_i. Sizes follow Karlo's prior, whose parameter count thi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .embeddings import TimestepMLP
-from .transformer import Block, causal_mask, initialise
+from .transformer import Block, KeysValues, causal_mask, initialise
 
 _EXTRA_TOKENS = 4  # text embedding, timestep, noised image embedding, final learned token
+_STEP = 8
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,13 @@ class PriorConfig:
     heads: int = 32
     head_width: int = 64
     dropout: float = 0.0
+
+
+class Remembered(NamedTuple):
+    """Captions [B] as every block sees them, before a timestep and an embedding follow."""
+
+    keep: Tensor  # bool [B, L + 4]: which tokens are real, those that follow among them
+    blocks: list[KeysValues]
 
 
 class DiffusionPrior(nn.Module):
@@ -82,22 +92,72 @@ class DiffusionPrior(nn.Module):
         x_t [B, D]; t int64 [B]; text_states [B, L, W]; text_mask bool [B, L], True where a token
         is real; text_embedding [B, D]. Returns [B, D].
         """
-        b = x_t.shape[0]
-        dtype = self.image_in.weight.dtype
-        sequence = torch.cat(
-            [
-                self.text_states_in(text_states.to(dtype)),
-                self.text_embedding_in(text_embedding.to(dtype))[:, None],
-                self.time(t)[:, None],
-                self.image_in(x_t.to(dtype))[:, None],
-                self.final_token.expand(b, -1, -1),
-            ],
-            dim=1,
-        )  # [B, L + 4, width]
+        text_states, text_mask = without_padding(text_states, text_mask)
+        caption = self._caption(text_states, text_embedding)
+        x = torch.cat([caption, self._noised(x_t, t)], dim=1)  # [B, L + 4, width]
+        mask = causal_mask(F.pad(text_mask, (0, _EXTRA_TOKENS), value=True))
+        return self._answer(x, mask, [None] * len(self.blocks))
+
+    def remember(
+        self, text_states: Tensor, text_mask: Tensor, text_embedding: Tensor
+    ) -> Remembered:
+        """What captions are to the network at any x_t and t: `answer` goes on with it.
+
+        Attention is causal, and the caption comes first. Inputs as for `forward`; no gradient is
+        taken.
+        """
+        text_states, text_mask = without_padding(text_states, text_mask)
         keep = F.pad(text_mask, (0, _EXTRA_TOKENS), value=True)  # [B, L + 4]
-        mask = causal_mask(keep)  # [B, 1, L + 4, L + 4]
-        x = sequence + self.positions
-        for block in self.blocks:
-            x = block(x, mask)
+        blocks = [KeysValues(keep.shape[1]) for _ in self.blocks]
+        x = self._caption(text_states, text_embedding)
+        mask = causal_mask(keep[:, : x.shape[1]])
+        for block, earlier in zip(self.blocks, blocks, strict=True):
+            x = block(x, mask, earlier)
+        return Remembered(keep, blocks)
+
+    def answer(self, x_t: Tensor, t: Tensor, caption: Remembered) -> Tensor:
+        """`forward` under captions that are remembered, or the first of them. Returns [B, D]."""
+        x = self._noised(x_t, t)
+        before = caption.keep.shape[1] - x.shape[1]
+        mask = causal_mask(caption.keep[: len(x)])[:, :, before:]
+        for earlier in caption.blocks:
+            earlier.forget(before)
+        return self._answer(x, mask, caption.blocks)
+
+    def _caption(self, text_states: Tensor, text_embedding: Tensor) -> Tensor:
+        """The tokens that every x_t and t has before it, [B, L + 1, width]."""
+        dtype, length = self.image_in.weight.dtype, text_states.shape[1]
+        states = self.text_states_in(text_states.to(dtype)) + self.positions[:, :length]
+        z_t = self.text_embedding_in(text_embedding.to(dtype))[:, None]
+        place = self.config.context_length
+        return torch.cat([states, z_t + self.positions[:, place : place + 1]], dim=1)
+
+    def _noised(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The last tokens: timestep, noised embedding, the one that answers, [B, 3, width]."""
+        image = self.image_in(x_t.to(self.image_in.weight.dtype))
+        final = self.final_token[0].expand_as(image)
+        tokens = torch.stack([self.time(t), image, final], dim=1)
+        return tokens + self.positions[:, self.config.context_length + 1 :]
+
+    def _answer(self, x: Tensor, mask: Tensor, earlier: Sequence[KeysValues | None]) -> Tensor:
+        """Through the blocks, of which the last has one token to work out."""
+        *blocks, last = zip(self.blocks, earlier, strict=True)
+        for block, before in blocks:
+            x = block(x, mask, before)
+        block, before = last
+        x = block(x, mask[:, :, -1:], before, 1)
         out: Tensor = self.image_out(self.norm_out(x[:, -1]))
         return out
+
+
+def without_padding(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [B, L, W] and their mask [B, L] up to the last that is real, on a CPU.
+
+    No other token sees the rest. (A GPU would have to be waited for to know the length, which is a
+    multiple of eight: what is compiled, is so for a shape.)
+    """
+    if mask.device.type != "cpu":
+        return states, mask
+    longest = int((mask * torch.arange(1, mask.shape[1] + 1)).max())
+    length = -(-max(longest, 1) // _STEP) * _STEP
+    return states[:, :length], mask[:, :length]

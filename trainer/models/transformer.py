@@ -11,7 +11,8 @@ from .attention import attention
 class KeysValues:
     """What one block remembers of up to `size` tokens, so that each goes through it once.
 
-    Only where no gradient is taken: later tokens are written beside earlier ones, in place.
+    Only where no gradient is taken: later tokens are written beside earlier ones, in place. They
+    may be those of the first samples alone.
     """
 
     def __init__(self, size: int) -> None:
@@ -26,9 +27,13 @@ class KeysValues:
             self._held = (k.new_empty(shape), v.new_empty(shape))
         first, self.length = self.length, self.length + k.shape[2]
         for held, new in zip(self._held, (k, v), strict=True):
-            held[:, :, first : self.length] = new
-        keys, values = (held[:, :, : self.length] for held in self._held)
+            held[: len(new), :, first : self.length] = new
+        keys, values = (held[: len(k), :, : self.length] for held in self._held)
         return keys, values
+
+    def forget(self, length: int) -> None:
+        """All tokens but the first `length`, which others may now follow."""
+        self.length = length
 
 
 class Block(nn.Module):
@@ -45,18 +50,23 @@ class Block(nn.Module):
         self.contract = nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, earlier: KeysValues | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor, earlier: KeysValues | None = None, answers: int | None = None
+    ) -> Tensor:
         """x [B, N, width]; mask bool, broadcastable to [B, heads, N, M], True where a key is seen.
 
         The M keys are those of x, after those that `earlier` remembers, which learns them too.
+        With `answers` only so many of the last tokens go on; N of the mask and the output is that.
         """
         b, n, w = x.shape
         qkv = self.qkv(self.norm_attention(x)).view(b, n, 3, self.heads, w // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, head width]
         if earlier is not None:
             k, v = earlier.extend(k, v)
+        if answers is not None:
+            q, x = q[:, :, n - answers :], x[:, n - answers :]
         attended = attention(q, k, v, mask)
-        x = x + self.dropout(self.out(attended.transpose(1, 2).reshape(b, n, w)))
+        x = x + self.dropout(self.out(attended.transpose(1, 2).reshape(x.shape)))
         hidden = F.gelu(self.expand(self.norm_mlp(x)))
         out: Tensor = x + self.dropout(self.contract(hidden))
         return out

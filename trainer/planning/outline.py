@@ -106,8 +106,9 @@ def _example(config: AnyTrainConfig, needs: Needs, size: int) -> Batch:
 def _attention_of(kind: Kind) -> Iterator[None]:
     """Attention as a GPU computes it when there is a mask, or as our models do on a CPU.
 
-    Meta tensors would take a third way, which computes in float32. It holds in every thread: what
-    is computed again in a backward pass is not in this one.
+    There it is that of few scores: where there are many, ours keep fewer than is counted. Meta
+    tensors would take a third way, which computes in float32. It holds in every thread: what is
+    computed again in a backward pass is not in this one.
     """
     with patch.object(
         F, "scaled_dot_product_attention", _fused if kind == "cuda" else _written_out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +14,8 @@ from trainer.diffusion.guidance import guided_denoiser
 from trainer.diffusion.samplers import ddim_inversion
 from trainer.diffusion.thresholds import clipped, dynamically_thresholded
 from trainer.models.clip import TextEncoder, TextStates
+from trainer.models.decoder import Decoder
+from trainer.models.prior import DiffusionPrior
 from trainer.rng import SampleRandom
 
 from .ar_prior import ArPart
@@ -39,19 +43,12 @@ def sample_prior(
     assert isinstance(settings, PriorPart)
     names = [f"prior.{candidate}" for candidate in range(settings.candidates)]
     if isinstance(part, ArPart):
-        told = [part.sample(text, null, random, name) for name in names]
-        return _nearest(torch.stack(told), text.embedding)
-    both = [torch.cat(pair) for pair in zip(text, null, strict=True)]
-
-    def network(x: Tensor, t: Tensor) -> Tensor:
-        states, mask, z_t, _ = (condition[: len(x)] for condition in both)
-        out: Tensor = part.network(x, t, states, mask, z_t)
-        return out
-
-    if settings.guidance == 1:
-        denoise = denoiser(part.diffusion, network)
-    else:
-        denoise = _guided(part, settings, network)
+        drawn = [part.sample(text, null, random, name) for name in names]
+        return _nearest(torch.stack(drawn), text.embedding)
+    prior = cast(DiffusionPrior, part.network)
+    told = _branches(settings, text, null)
+    captions = prior.remember(told.states, told.mask, told.embedding)
+    denoise = _guided(part, settings, lambda x, t: prior.answer(x, t, captions))
     shape = (part.config.model.embedding_dim,)
     samples = torch.stack(
         [F.normalize(part.sample(denoise, shape, random, name), dim=-1) for name in names]
@@ -102,17 +99,17 @@ def decoder_denoiser(
     """
     settings, objective = part.settings, part.config.objective
     assert isinstance(settings, DecoderPart)
+    decoder = cast(Decoder, part.network)
     count = len(image_embedding)
     z_i = objective.embedding_scale * image_embedding
-    kept = torch.arange(2 * count, device=z_i.device) < (count if keep_image else 0)
-    both = [
-        *(torch.cat([z_i, z_i]), kept),
-        *(torch.cat(pair) for pair in zip(text, null, strict=True)),
-    ]
+    told = _branches(settings, text, null)
+    z_i = z_i.repeat(len(told.mask) // count, 1)
+    kept = torch.arange(len(z_i), device=z_i.device) < (count if keep_image else 0)
+    conditions = decoder.conditions(z_i, kept, *told)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         # All conditions, or where guidance is not needed those of the first half.
-        out: Tensor = part.network(x, t, *(condition[: len(x)] for condition in both))
+        out: Tensor = decoder.unet(x, t, *(condition[: len(x)] for condition in conditions))
         return out
 
     if plain:
@@ -127,8 +124,17 @@ def invert(part: Part, denoise: Denoiser, picture: Tensor) -> Tensor:
     return ddim_inversion(denoise, part.diffusion, picture, part.timesteps(), _REFINEMENTS)
 
 
+def _branches(settings: GuidedPart, text: TextStates, null: TextStates) -> TextStates:
+    """The captions, and behind them, where there is guidance, what it leads away from."""
+    if settings.guidance == 1:
+        return text
+    return TextStates(*(torch.cat(pair) for pair in zip(text, null, strict=True)))
+
+
 def _guided(part: Part, settings: GuidedPart, network: Network) -> Denoiser:
-    """`network` holds its conditions first, then the null ones."""
+    """`network` holds the conditions of `_branches`."""
+    if settings.guidance == 1:
+        return denoiser(part.diffusion, network)
     return guided_denoiser(
         part.diffusion,
         network,

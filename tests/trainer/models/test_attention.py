@@ -4,7 +4,26 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from trainer.models.attention import attention
+from trainer.models.attention import attention, written_out
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("queries", "keys"), [(5, 7), (192, 193)])  # written out, and fused
+def test_equals_its_three_products(queries, keys, masked):
+    torch.manual_seed(0)
+    q = torch.randn(1, 2, queries, 8, requires_grad=True)
+    k, v = (torch.randn(1, 2, keys, 8, requires_grad=True) for _ in range(2))
+    mask = (torch.arange(keys) % 3 != 1)[None, None, None] if masked else None
+    ours, products = attention(q, k, v, mask), written_out(q, k, v, mask)
+    torch.testing.assert_close(ours, products, atol=1e-5, rtol=1e-4)
+    assert torch.equal(ours, products) is (queries == 5)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(q, k, v, mask), products, atol=1e-5, rtol=1e-4)
+    weights = torch.randn_like(ours)
+    found, expected = (
+        torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (ours, products)
+    )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("masked", [False, True])

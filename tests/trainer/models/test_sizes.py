@@ -1,10 +1,14 @@
 """Structure and sizes of the models against the published ones."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn import functional as F
 
 from trainer.models.decoder import Conditioner, Decoder, DecoderConfig
-from trainer.models.prior import DiffusionPrior, PriorConfig
+from trainer.models.prior import DiffusionPrior, PriorConfig, without_padding
+from trainer.models.transformer import causal_mask
 from trainer.models.unet import UNet, UNetConfig
 from trainer.models.upsampler import Upsampler, UpsamplerConfig
 
@@ -187,3 +191,39 @@ def test_heads_that_do_not_divide_a_level_are_refused() -> None:
         ValueError, match="head_width: got 40, expected a divisor of the 96 channels"
     ):
         UNet(config)
+
+
+@torch.no_grad()
+def test_captions_that_a_prior_remembers_are_those_it_is_told_again(prior):
+    states, z_t = torch.randn(3, 6, 12), torch.randn(3, 8)
+    mask = torch.arange(6) < torch.tensor([[2], [4], [1]])
+    captions = prior.remember(states, mask, z_t)
+    for t, count in ((900, 3), (500, 1), (0, 3)):  # the first samples alone, and all again
+        x, times = torch.randn(count, 8), torch.full((count,), t)
+        expected = prior(x, times, states[:count], mask[:count], z_t[:count])
+        torch.testing.assert_close(prior.answer(x, times, captions), expected)
+
+
+def test_a_prior_leaves_padding_out_and_gives_the_gradient_of_all(prior):
+    """Eight places of sixteen; and its last block works out one token alone."""
+    longer = DiffusionPrior(replace(prior.config, context_length=16))
+    x, t, states = torch.randn(2, 8), torch.tensor([3, 900]), torch.randn(2, 16, 12)
+    z_t = torch.randn(2, 8)
+    mask = torch.arange(16) < torch.tensor([[2], [5]])
+    assert [part.shape[1] for part in without_padding(states, mask)] == [8, 8]
+    longer(x, t, states, mask, z_t).square().sum().backward()
+    found = {name: value.grad for name, value in longer.named_parameters()}
+    longer.zero_grad()
+    whole(longer, x, t, states, mask, z_t).square().sum().backward()
+    for name, value in longer.named_parameters():
+        torch.testing.assert_close(found[name], value.grad, atol=1e-6, rtol=1e-4)
+
+
+def whole(prior, x_t, t, states, mask, z_t):
+    """The prior of all tokens through all blocks."""
+    tokens = [prior.text_states_in(states), prior.text_embedding_in(z_t)[:, None]]
+    tokens += [prior.time(t)[:, None], prior.image_in(x_t)[:, None]]
+    x = torch.cat([*tokens, prior.final_token.expand(len(x_t), -1, -1)], dim=1) + prior.positions
+    for block in prior.blocks:
+        x = block(x, causal_mask(F.pad(mask, (0, 4), value=True)))
+    return prior.image_out(prior.norm_out(x[:, -1]))

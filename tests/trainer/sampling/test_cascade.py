@@ -109,7 +109,10 @@ class Knowing(nn.Module):
         super().__init__()
         self.sample, self.diffusion = sample, diffusion
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    def remember(self, *_: torch.Tensor) -> None:
+        """It needs no captions."""
+
+    def answer(self, x: torch.Tensor, t: torch.Tensor, _: None) -> torch.Tensor:
         x0 = self.sample.expand_as(x)
         return self.diffusion.target(x0, t, self.diffusion.epsilon_from(x0, x, t))
 

@@ -41,7 +41,10 @@ class OfGaussians(nn.Module):
         super().__init__()
         self.diffusion = diffusion
 
-    def forward(self, x: Tensor, t: Tensor, *_: Tensor) -> Tensor:
+    def conditions(self, *_: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+    def unet(self, x: Tensor, t: Tensor) -> Tensor:
         a, s = self.diffusion.levels(t, x)
         return a * x / 4 / (a**2 / 4 + s**2)
 
