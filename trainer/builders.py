@@ -31,6 +31,7 @@ from trainer.engine.open import resolve_precision
 from trainer.loader.catalogue import Catalogue
 from trainer.models.ar_prior import ArPrior
 from trainer.models.clip import (
+    UNIT,
     Clip,
     ClipConfig,
     ImageEncoder,
@@ -45,6 +46,7 @@ from trainer.models.clip import (
 )
 from trainer.models.decoder import Decoder
 from trainer.models.prior import DiffusionPrior
+from trainer.models.space import EmbeddingSpace
 from trainer.models.upsampler import Upsampler
 from trainer.objectives.ar_prior import ArPriorObjective
 from trainer.objectives.base import Parts
@@ -138,20 +140,26 @@ def export_clip(run: Path, config: AnyTrainConfig) -> None:
     write_json(record, source)
 
 
-def load_text_encoder(clip: str) -> TextEncoder:
+def load_text_encoder(clip: str, space: EmbeddingSpace = UNIT) -> TextEncoder:
     """The frozen text encoder of a RUN of stage clip, an open_clip folder, or MODEL:WEIGHTS.
 
     Raises:
         UserError: it is none of these, or cannot be loaded.
     """
     model, name = _open(clip)
-    return TextEncoder(model, load_tokenizer(name))
+    return TextEncoder(model, load_tokenizer(name), space)
 
 
-def load_encoders(clip: str) -> tuple[TextEncoder, ImageEncoder]:
-    """Both halves of a frozen CLIP, named as for `load_text_encoder`; they move together."""
+def load_encoders(
+    clip: str, space: EmbeddingSpace = UNIT
+) -> tuple[TextEncoder, ImageEncoder | None]:
+    """Both halves of a frozen CLIP, named as for `load_text_encoder`; they move together.
+
+    None in the place of the second where it is a folder of a text tower alone.
+    """
     model, name = _open(clip)
-    return TextEncoder(model, load_tokenizer(name)), ImageEncoder(model)
+    image = ImageEncoder(model, space) if hasattr(model, "visual") else None
+    return TextEncoder(model, load_tokenizer(name), space), image
 
 
 def _open(clip: str) -> tuple[nn.Module, str]:
@@ -177,7 +185,7 @@ def _locate(clip: str) -> tuple[str, Path | None]:
     )
 
 
-def _outlined(config: AnyTrainConfig, clip: str) -> TextEncoder:
+def _outlined(config: AnyTrainConfig, clip: str, space: EmbeddingSpace) -> TextEncoder:
     """A text encoder's shapes; of a CLIP that is not there yet those that the model expects."""
     folder, named = find_export(Path(clip)), split_named(clip)
     if folder is not None:
@@ -191,7 +199,7 @@ def _outlined(config: AnyTrainConfig, clip: str) -> TextEncoder:
     def tokenise(captions: list[str]) -> Tensor:
         return torch.zeros(len(captions), length, dtype=torch.int64, device="meta")
 
-    return TextEncoder(model, tokenise)
+    return TextEncoder(model, tokenise, space)
 
 
 def _assumed_clip(config: AnyTrainConfig) -> ClipConfig:
@@ -218,7 +226,8 @@ def _text_encoder(config: AnyTrainConfig, device: torch.device) -> TextEncoder:
         raise UserError(f"clip: missing, expected the CLIP whose captions the {config.stage} reads")
     precision = resolve_precision(config.train, device)
     load = partial(_outlined, config) if device.type == "meta" else load_text_encoder
-    text = load(config.clip).to(device, DTYPES[precision])
+    space = EmbeddingSpace(getattr(config.objective, "embedding_length", "unit"))
+    text = load(config.clip, space).to(device, DTYPES[precision])
     wanted = {"model.text_width": text.width, "model.embedding_dim": text.embedding_dim}
     for field, expected in wanted.items():
         got = getattr(config.model, field.partition(".")[2])

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import fast_attention_of_others
+from .space import EmbeddingSpace
 
+UNIT = EmbeddingSpace()
 Tokenizer = Callable[..., Tensor]
 """Captions, and `context_length` where it is not the model's own → tokens, int64 [B, L]."""
 
@@ -221,15 +223,15 @@ class TextStates(NamedTuple):
 
     states: Tensor  # [B, L, W], after the final layer norm; undefined where the mask is False
     mask: Tensor  # bool [B, L], True up to the end token
-    embedding: Tensor  # float32 [B, D], unit length
+    embedding: Tensor  # float32 [B, D], of the encoder's space
     tokens: Tensor  # int64 [B, at least L], for a decoder that reads them itself
 
 
 class TextEncoder:
     """A frozen CLIP's text tower: token states as in Karlo, and the text embedding z_t."""
 
-    def __init__(self, clip: nn.Module, tokenizer: Tokenizer) -> None:
-        self.module = clip
+    def __init__(self, clip: nn.Module, tokenizer: Tokenizer, space: EmbeddingSpace = UNIT) -> None:
+        self.module, self.space = clip, space
         self._tower = _text_tower(clip)
         if not hasattr(self._tower, "ln_final"):
             raise ValueError(
@@ -275,7 +277,7 @@ class TextEncoder:
             states, pooled = run_text_tower(self.module, seen)
         states = F.pad(states, (0, 0, 0, seen.shape[1] - states.shape[1]))  # [B, L, W]
         mask = torch.arange(seen.shape[1], device=tokens.device) <= _end(seen)[:, None]
-        return TextStates(states, mask, F.normalize(pooled.float(), dim=-1), tokens)
+        return TextStates(states, mask, self.space.project(pooled), tokens)
 
     def encode(self, captions: list[str]) -> TextStates:
         """Tokenise and encode captions."""
@@ -286,8 +288,9 @@ class TextEncoder:
 class ImageEncoder:
     """A frozen CLIP's image tower: the image embedding z_i."""
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: nn.Module, space: EmbeddingSpace = UNIT) -> None:
         self.module: Any = clip
+        self.space = space
 
     @property
     def side(self) -> int:
@@ -297,9 +300,9 @@ class ImageEncoder:
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
-        """Square pictures, uint8 [B, 3, H, H] → float32 [B, D], unit length."""
+        """Square pictures, uint8 [B, 3, H, H] → float32 [B, D], of the encoder's space."""
         size = (self.side, self.side)
         sized = F.interpolate(image.float(), size, mode="bicubic", antialias=True)
         pixels = normalise_pixels(sized.round().clamp(0, 255))
         with fast_attention_of_others(image.device):
-            return F.normalize(self.module.encode_image(pixels).float(), dim=-1)
+            return self.space.project(self.module.encode_image(pixels))
