@@ -54,5 +54,5 @@ class Needs:
     crop: int | None = None
     tokens: bool = False
     embeddings: bool = False
-    norms: bool = False
     context_length: int = 77
+    norms: bool = False

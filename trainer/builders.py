@@ -47,6 +47,7 @@ from trainer.models.clip import (
 from trainer.models.decoder import Decoder
 from trainer.models.prior import DiffusionPrior
 from trainer.models.space import EmbeddingSpace
+from trainer.models.text_clip import build_text_tower, load_text_tower
 from trainer.models.upsampler import Upsampler
 from trainer.objectives.ar_prior import ArPriorObjective
 from trainer.objectives.base import Parts
@@ -162,13 +163,33 @@ def load_encoders(
     return TextEncoder(model, load_tokenizer(name), space), image
 
 
+def load_clip(clip: str) -> nn.Module:
+    """A frozen CLIP of open_clip's, named as for `load_text_encoder`."""
+    return _open(clip)[0]
+
+
 def _open(clip: str) -> tuple[nn.Module, str]:
     name, weights = _locate(clip)
+    alone = _text_alone(clip)
     try:
+        if alone is not None:
+            return load_text_tower(*alone), name
         return load_open_clip(name, weights), name
     except Exception as error:  # open_clip, safetensors and torch.load raise what they like
         first = one_line(error)[:300]
         raise UserError(f"clip: {clip}: cannot be loaded ({first})") from error
+
+
+def _text_alone(clip: str) -> tuple[Mapping[str, Any], Path] | None:
+    """`model_cfg` and weights of a folder that holds a text tower and nothing else."""
+    folder, weights = find_export(Path(clip)), find_weights(clip)
+    if folder is None or weights is None:
+        return None
+    found = read_json(folder / CONFIG_NAME)
+    config = found.get("model_cfg") if isinstance(found, dict) else None
+    if not isinstance(config, dict) or "text_cfg" not in config or "vision_cfg" in config:
+        return None
+    return config, weights
 
 
 def _locate(clip: str) -> tuple[str, Path | None]:
@@ -188,7 +209,11 @@ def _locate(clip: str) -> tuple[str, Path | None]:
 def _outlined(config: AnyTrainConfig, clip: str, space: EmbeddingSpace) -> TextEncoder:
     """A text encoder's shapes; of a CLIP that is not there yet those that the model expects."""
     folder, named = find_export(Path(clip)), split_named(clip)
-    if folder is not None:
+    alone = _text_alone(clip)
+    if alone is not None:
+        with torch.device("meta"):
+            model = build_text_tower(alone[0])
+    elif folder is not None:
         model = outline_open_clip(f"local-dir:{folder}")
     elif named is not None:
         model = outline_open_clip(named[0])

@@ -132,7 +132,7 @@ def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
         elif resumed_from is None:
             STAGES[config.stage].fit(config, engine, catalogue)
         if engine.rank == 0:
-            write_record(config, engine)
+            write_record(config, engine.device, engine.world_size)
         with session.saver:
             _run(session, stop)
         return _result(config, session.state, resumed_from)

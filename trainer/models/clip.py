@@ -117,16 +117,21 @@ def normalise_pixels(image: Tensor) -> Tensor:
 
 def describe_for_open_clip(config: ClipConfig) -> dict[str, Any]:
     """The contents of open_clip's own config file, with the preprocessing of our training."""
+    return {
+        "model_cfg": config.open_clip(),
+        "preprocess_cfg": open_clip_preprocessing(),
+    }
+
+
+def open_clip_preprocessing() -> dict[str, Any]:
+    """What CLIP's pictures go through, as open_clip's config file says it."""
     import open_clip
 
     return {
-        "model_cfg": config.open_clip(),
-        "preprocess_cfg": {
-            "mean": list(open_clip.OPENAI_DATASET_MEAN),
-            "std": list(open_clip.OPENAI_DATASET_STD),
-            "interpolation": "bicubic",
-            "resize_mode": "shortest",
-        },
+        "mean": list(open_clip.OPENAI_DATASET_MEAN),
+        "std": list(open_clip.OPENAI_DATASET_STD),
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
     }
 
 

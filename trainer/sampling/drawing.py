@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,6 @@ from trainer.diffusion.guidance import guided_denoiser
 from trainer.diffusion.samplers import ddim_inversion
 from trainer.diffusion.thresholds import clipped, dynamically_thresholded
 from trainer.models.clip import UNIT, TextEncoder, TextStates
-from trainer.models.prior import DiffusionPrior
 from trainer.models.space import EmbeddingSpace
 from trainer.rng import SampleRandom
 
@@ -57,8 +58,7 @@ def sample_prior(
         denoise = clipped(denoise, settings.limit)
     shape, objective = (part.config.model.embedding_dim,), part.config.objective
     space = EmbeddingSpace(objective.embedding_length)
-    model = part.network
-    assert isinstance(model, DiffusionPrior)
+    model: Any = part.network  # a DiffusionPrior
     told = [model.restored(part.sample(denoise, shape, random, name)) for name in names]
     samples = torch.stack([space.unscaled(z, objective.embedding_scale) for z in told])
     return _nearest(samples, text.embedding, space)
