@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
 RETRIEVAL := .venv-retrieval
+BRIDGE := .venv-bridge
 OUT ?= runs/demo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo small-gpu test check format clean peers retrieval soak
+.PHONY: help demo small-gpu test bridge check format clean peers retrieval soak
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +42,8 @@ format: $(VENV)/.installed-dev ## puts the code in its form
 	$(BIN)/ruff format .
 
 retrieval: $(RETRIEVAL)/.installed ## clip-retrieval and autofaiss in .venv-retrieval, for `unclip data index`
+
+bridge: $(BRIDGE)/.installed ## diffusers 0.33.1, the last release with the UnCLIP pipeline, in .venv-bridge, for tests
 
 peers: $(PEERS)/.installed ## img2dataset and clip-retrieval in .venv-peers (6.4 GB), for benchmarks
 
@@ -81,4 +84,10 @@ $(RETRIEVAL)/.installed: constraints-retrieval.txt $(VENV)/.installed
 	$(BIN)/python -m venv --clear $(RETRIEVAL)
 	$(BIN)/python -c '$(PURELIB)' > "$$($(RETRIEVAL)/bin/python -c '$(PURELIB)')/base.pth"
 	$(RETRIEVAL)/bin/python -m pip install --no-warn-conflicts -c constraints-retrieval.txt clip-retrieval autofaiss setuptools
+	@touch $@
+
+$(BRIDGE)/.installed: constraints-bridge.txt $(VENV)/.installed
+	$(BIN)/python -m venv --clear $(BRIDGE)
+	$(BIN)/python -c '$(PURELIB)' > "$$($(BRIDGE)/bin/python -c '$(PURELIB)')/base.pth"
+	$(BRIDGE)/bin/python -m pip install --no-warn-conflicts -c constraints-bridge.txt diffusers transformers
 	@touch $@

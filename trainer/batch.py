@@ -17,6 +17,8 @@ class Batch:
     tokens: Tensor | None = None  # int64 [B, L]
     image_embedding: Tensor | None = None  # [B, D], unit length: float16, after `to` float32
     text_embedding: Tensor | None = None  # [B, D], unit length: float16, after `to` float32
+    image_norm: Tensor | None = None  # float32 [B], before it was brought to unit length
+    text_norm: Tensor | None = None  # float32 [B]
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -27,12 +29,15 @@ class Batch:
         def copied(part: Tensor | None) -> Tensor | None:
             return None if part is None else part.to(device, non_blocking=True)
 
-        embeddings = (copied(self.image_embedding), copied(self.text_embedding))
+        image, text = copied(self.image_embedding), copied(self.text_embedding)
         return Batch(
             self.positions.to(device, non_blocking=True),
             copied(self.image),
             copied(self.tokens),
-            *(None if part is None else part.float() for part in embeddings),
+            None if image is None else image.float(),
+            None if text is None else text.float(),
+            copied(self.image_norm),
+            copied(self.text_norm),
         )
 
 
@@ -41,7 +46,8 @@ class Needs:
     """What an objective wants of the loader.
 
     `image_size`: pictures of this side (None: no tar is opened); `crop`: a square of this side
-    cut out of them at a place drawn from (seed, position); `context_length`: tokens per caption.
+    cut out of them at a place drawn from (seed, position); `context_length`: tokens per caption;
+    `norms`: the lengths that the embeddings had.
     """
 
     image_size: int | None = None
@@ -49,3 +55,4 @@ class Needs:
     tokens: bool = False
     embeddings: bool = False
     context_length: int = 77
+    norms: bool = False

@@ -31,6 +31,7 @@ from trainer.engine.open import resolve_precision
 from trainer.loader.catalogue import Catalogue
 from trainer.models.ar_prior import ArPrior
 from trainer.models.clip import (
+    UNIT,
     Clip,
     ClipConfig,
     ImageEncoder,
@@ -45,6 +46,8 @@ from trainer.models.clip import (
 )
 from trainer.models.decoder import Decoder
 from trainer.models.prior import DiffusionPrior
+from trainer.models.space import EmbeddingSpace
+from trainer.models.text_clip import build_text_tower, load_text_tower
 from trainer.models.upsampler import Upsampler
 from trainer.objectives.ar_prior import ArPriorObjective
 from trainer.objectives.base import Parts
@@ -138,29 +141,55 @@ def export_clip(run: Path, config: AnyTrainConfig) -> None:
     write_json(record, source)
 
 
-def load_text_encoder(clip: str) -> TextEncoder:
+def load_text_encoder(clip: str, space: EmbeddingSpace = UNIT) -> TextEncoder:
     """The frozen text encoder of a RUN of stage clip, an open_clip folder, or MODEL:WEIGHTS.
 
     Raises:
         UserError: it is none of these, or cannot be loaded.
     """
     model, name = _open(clip)
-    return TextEncoder(model, load_tokenizer(name))
+    return TextEncoder(model, load_tokenizer(name), space)
 
 
-def load_encoders(clip: str) -> tuple[TextEncoder, ImageEncoder]:
-    """Both halves of a frozen CLIP, named as for `load_text_encoder`; they move together."""
+def load_encoders(
+    clip: str, space: EmbeddingSpace = UNIT
+) -> tuple[TextEncoder, ImageEncoder | None]:
+    """Both halves of a frozen CLIP, named as for `load_text_encoder`; they move together.
+
+    None in the place of the second where it is a folder of a text tower alone.
+    """
     model, name = _open(clip)
-    return TextEncoder(model, load_tokenizer(name)), ImageEncoder(model)
+    image = ImageEncoder(model, space) if hasattr(model, "visual") else None
+    return TextEncoder(model, load_tokenizer(name), space), image
+
+
+def load_clip(clip: str) -> nn.Module:
+    """A frozen CLIP of open_clip's, named as for `load_text_encoder`."""
+    return _open(clip)[0]
 
 
 def _open(clip: str) -> tuple[nn.Module, str]:
     name, weights = _locate(clip)
+    alone = _text_alone(clip)
     try:
+        if alone is not None:
+            return load_text_tower(*alone), name
         return load_open_clip(name, weights), name
     except Exception as error:  # open_clip, safetensors and torch.load raise what they like
         first = one_line(error)[:300]
         raise UserError(f"clip: {clip}: cannot be loaded ({first})") from error
+
+
+def _text_alone(clip: str) -> tuple[Mapping[str, Any], Path] | None:
+    """`model_cfg` and weights of a folder that holds a text tower and nothing else."""
+    folder, weights = find_export(Path(clip)), find_weights(clip)
+    if folder is None or weights is None:
+        return None
+    found = read_json(folder / CONFIG_NAME)
+    config = found.get("model_cfg") if isinstance(found, dict) else None
+    if not isinstance(config, dict) or "text_cfg" not in config or "vision_cfg" in config:
+        return None
+    return config, weights
 
 
 def _locate(clip: str) -> tuple[str, Path | None]:
@@ -177,10 +206,14 @@ def _locate(clip: str) -> tuple[str, Path | None]:
     )
 
 
-def _outlined(config: AnyTrainConfig, clip: str) -> TextEncoder:
+def _outlined(config: AnyTrainConfig, clip: str, space: EmbeddingSpace) -> TextEncoder:
     """A text encoder's shapes; of a CLIP that is not there yet those that the model expects."""
     folder, named = find_export(Path(clip)), split_named(clip)
-    if folder is not None:
+    alone = _text_alone(clip)
+    if alone is not None:
+        with torch.device("meta"):
+            model = build_text_tower(alone[0])
+    elif folder is not None:
         model = outline_open_clip(f"local-dir:{folder}")
     elif named is not None:
         model = outline_open_clip(named[0])
@@ -191,7 +224,7 @@ def _outlined(config: AnyTrainConfig, clip: str) -> TextEncoder:
     def tokenise(captions: list[str]) -> Tensor:
         return torch.zeros(len(captions), length, dtype=torch.int64, device="meta")
 
-    return TextEncoder(model, tokenise)
+    return TextEncoder(model, tokenise, space)
 
 
 def _assumed_clip(config: AnyTrainConfig) -> ClipConfig:
@@ -218,7 +251,8 @@ def _text_encoder(config: AnyTrainConfig, device: torch.device) -> TextEncoder:
         raise UserError(f"clip: missing, expected the CLIP whose captions the {config.stage} reads")
     precision = resolve_precision(config.train, device)
     load = partial(_outlined, config) if device.type == "meta" else load_text_encoder
-    text = load(config.clip).to(device, DTYPES[precision])
+    space = EmbeddingSpace(getattr(config.objective, "embedding_length", "unit"))
+    text = load(config.clip, space).to(device, DTYPES[precision])
     wanted = {"model.text_width": text.width, "model.embedding_dim": text.embedding_dim}
     for field, expected in wanted.items():
         got = getattr(config.model, field.partition(".")[2])

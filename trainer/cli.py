@@ -14,6 +14,7 @@ from base.command import emit_json
 from base.errors import UserError
 from base.stop import stop_with_parent
 from trainer.evaluation.cli import EPILOG, evaluate
+from trainer.interop.cli import IMPORT_EXAMPLES, export_diffusers, import_checkpoint
 from trainer.sampling.cli import app as generate_app
 
 app = typer.Typer(
@@ -24,7 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 checkpoint_app = typer.Typer(
-    help="List, show, verify, prune and export the checkpoints of a RUN.", no_args_is_help=True
+    help="List, show, verify, prune and export the checkpoints of a RUN; import others' weights.",
+    no_args_is_help=True,
 )
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(generate_app, name="generate")
@@ -246,27 +248,57 @@ def prune(
 
 
 @checkpoint_app.command(
-    epilog="Example: `unclip checkpoint export runs/prior prior.safetensors --weights ema`"
+    epilog="Examples: `unclip checkpoint export runs/prior prior.safetensors --weights ema` · "
+    "`unclip checkpoint export runs/karlo --format diffusers --out karlo-ours`"
 )
 def export(
-    run: Run,
-    out: Annotated[Path, typer.Argument(help="The file to write.")],
-    weights: Annotated[
+    run: Annotated[
+        Path,
+        typer.Argument(help="A RUN; for diffusers also a cascade.yaml, or the folder with one."),
+    ],
+    file: Annotated[Path | None, typer.Argument(help="The file or folder to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The same, by name.")] = None,
+    form: Annotated[
         str,
-        typer.Option(help="`ema` or `ema_0.050` and the like: averaged; `raw`: as trained."),
-    ] = "ema",
+        typer.Option("--format", help="`safetensors`, one file; `diffusers`, a folder of theirs."),
+    ] = "safetensors",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="`ema` or `ema_0.050` and the like: averaged; `raw`: as trained. Without it "
+            "`ema`, of a cascade what it names."
+        ),
+    ] = None,
     at: At = None,
     replace: Replace = False,
     json: Json = False,
 ) -> None:
-    """Write a RUN's weights as one safetensors file."""
+    """Write a RUN's weights as one safetensors file; a cascade or a RUN as diffusers has it."""
+    target = _one_target(file, out)
+    if form == "diffusers":
+        if replace:
+            raise UserError("--replace: is for files; remove the folder, or choose another --out")
+        export_diffusers(run, target, weights, at, json)
+        return
+    if form != "safetensors":
+        raise UserError(f"--format: got {form!r}, expected safetensors or diffusers")
     from trainer.checkpoint.export import export as write_export
 
-    write_export(run, weights, out, at, replace)
+    kind = weights or "ema"
+    write_export(run, kind, target, at, replace)
     if json:
-        emit_json({"out": str(out), "bytes": out.stat().st_size, "weights": weights})
+        emit_json({"out": str(target), "bytes": target.stat().st_size, "weights": kind})
     else:
-        typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+        typer.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+
+
+def _one_target(file: Path | None, out: Path | None) -> Path:
+    if (file is None) == (out is None):
+        raise UserError("where to write: expected one file or folder, as the last word or as --out")
+    return file or out or Path()
+
+
+checkpoint_app.command("import", epilog=IMPORT_EXAMPLES)(import_checkpoint)
 
 
 @checkpoint_app.command(

@@ -154,7 +154,7 @@ def _record(config: AnyTrainConfig, engine: Engine, resumed_from: int | None) ->
     if resumed_from is not None and resumed_from >= config.train.samples:
         _tell_unused(config)
     else:
-        write_record(config, engine)
+        write_record(config, engine.device, engine.world_size)
 
 
 def _tell_unused(config: AnyTrainConfig) -> None:

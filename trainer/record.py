@@ -26,7 +26,6 @@ from trainer.batch import Needs
 from trainer.checkpoint.manifest import IDENTITY
 from trainer.checkpoint.origin import parse_origin
 from trainer.config import AnyTrainConfig, DataConfig
-from trainer.engine.base import Engine
 from trainer.loader.catalogue import Catalogue
 
 CONFIG = "config.yaml"
@@ -72,6 +71,21 @@ def data_fingerprint(data: DataConfig, roots: Sequence[Place], infos: Sequence[D
     return fingerprint([[info.plan_fingerprint for info in infos], order])
 
 
+def imported_facts(config: AnyTrainConfig, source: Mapping[str, str]) -> dict[str, Any]:
+    """The same of a run whose weights came from elsewhere, before it has data: the first data that
+    it is trained on will be its own. `source`: SHA-256 by the names of files."""
+    return {
+        "stage": config.stage,
+        "model": fingerprint(config.model),
+        "seed": config.seed,
+        "data": None,
+        "clips": [],
+        "init_from": None,
+        "config": fingerprint(config),
+        "imported": dict(source),
+    }
+
+
 def require_same_run(
     facts: Mapping[str, Any], earlier: Mapping[str, Any], config: AnyTrainConfig
 ) -> None:
@@ -84,6 +98,8 @@ def require_same_run(
     """
     out = config.out
     differing = [name for name in IDENTITY if facts[name] != earlier.get(name)]
+    if "imported" in earlier and earlier.get("data") is None:  # not trained here on any data yet
+        differing = [name for name in differing if name != "data"]
     # A DATASET that had no embeddings yet may have been given some since.
     embedded = zip(earlier.get("clips", ()), facts["clips"], strict=False)
     if any(before not in (None, now) for before, now in embedded):
@@ -198,7 +214,7 @@ def clip_of(root: Place, info: DatasetInfo, name: str | None) -> ClipInfo:
     return clip_from_json(read_json(path))
 
 
-def write_record(config: AnyTrainConfig, engine: Engine) -> None:
+def write_record(config: AnyTrainConfig, device: torch.device, processes: int = 1) -> None:
     """Write config.yaml and environment.json of this session."""
     write_atomic(config.out / CONFIG, dump_config(config))
     write_json(
@@ -210,9 +226,9 @@ def write_record(config: AnyTrainConfig, engine: Engine) -> None:
             "packages": {name: _version(name) for name in _PACKAGES},
             "host": socket.gethostname(),
             "system": platform.platform(),
-            "device": _device_name(engine.device),
+            "device": _device_name(device),
             "threads": torch.get_num_threads(),
-            "processes": engine.world_size,
+            "processes": processes,
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
         },
     )

@@ -27,7 +27,7 @@ from trainer.checkpoint.write import Snapshot
 from trainer.config import AnyTrainConfig
 from trainer.ema.average import Ema
 from trainer.ema.profiles import KIND
-from trainer.engine.base import Engine, Flat, StepStats, fill
+from trainer.engine.base import Engine, Flat, Reader, StepStats, fill
 from trainer.objectives.base import Objective
 from trainer.optim import MOMENTS
 from trainer.record import require_same_run
@@ -152,13 +152,13 @@ class Session:
         require_same_run(self.facts, checkpoint.manifest.facts, self.config)
         _require_shapes(_shapes(self.engine.flats()), checkpoint.manifest)
         _require_averages(self.ema.kinds, checkpoint.manifest)
-        earlier, begun = checkpoint.manifest.facts, ("init_from", "begun_with")
+        earlier, begun = checkpoint.manifest.facts, ("init_from", "begun_with", "imported")
         self.facts = {**self.facts, **{name: earlier[name] for name in begun if name in earlier}}
         reader = SliceReader(checkpoint)
         self.state = checkpoint.state()
         self._require_scale()
         self.state.advance(0, self.epoch_size)  # the first checkpoints tell no epoch
-        self.engine.restore(reader, self.state.steps)
+        self.engine.restore(_moments_or_zero(reader, self.state), self.state.steps)
         flats = self.engine.flats()
         self.ema = Ema(flats, self.config.ema)
         fill(self.ema.alone(flats, self.ema.kinds), reader)
@@ -342,6 +342,18 @@ def _require_averages(kinds: Sequence[str], manifest: Manifest) -> None:
                 f"ema.powers: {kind} was not averaged from the run's beginning, and cannot be "
                 f"begun at {manifest.samples} samples; there are: {there}"
             )
+
+
+def _moments_or_zero(reader: SliceReader, state: TrainState) -> Reader:
+    """A checkpoint before any step may have no moments, which are zero then."""
+    kinds = reader.manifest.kinds
+
+    def read(kind: str, name: str, start: int, count: int) -> Tensor:
+        if kind in MOMENTS and kind not in kinds and state.steps == 0:
+            return torch.zeros(count)
+        return reader(kind, name, start, count)
+
+    return read
 
 
 def _fixed(module: nn.Module) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from trainer.objectives.prior import PriorObjectiveConfig
 from trainer.objectives.upsampler import UpsamplerObjectiveConfig
 from trainer.sampling.analytic import Scores
 from trainer.sampling.cascade import Cascade
-from trainer.sampling.config import CascadeConfig, DecoderPart, PartConfig, PriorPart
+from trainer.sampling.config import CascadeConfig, DecoderPart, PriorPart, UpsamplerPart
 from trainer.sampling.parts import Part
 
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def cascade(sampler: Sampler = "ddim") -> Cascade:
     text = TextEncoder(clip, SimpleTokenizer(context_length=12))
     prior = PriorPart(run="prior", steps=3, sampler=sampler, guidance=2.0)
     decoder = DecoderPart(run="decoder", steps=3, sampler=sampler)
-    larger = PartConfig(run="up", steps=2, sampler=sampler)
+    larger = UpsamplerPart(run="up", steps=2, sampler=sampler)
     decoder_config = DecoderConfig(UNET, embedding_dim=16, text_width=32)
     up_objective = UpsamplerObjectiveConfig(image_size=32, crop=8, factor=4, diffusion=CLEAN)
     return Cascade(

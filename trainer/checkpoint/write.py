@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
@@ -126,22 +126,36 @@ def complete_folder(target: Path, parts: Sequence[Part], snapshot: Snapshot) -> 
     Raises:
         UserError: what was read back is not what was written.
     """
+    seal(
+        target,
+        [part.file for part in parts],
+        Manifest(
+            samples=snapshot.state.samples,
+            steps=snapshot.state.steps,
+            world_size=len(parts),
+            kinds=tuple(snapshot.flats[0].tensors),
+            tensors=join_ranges([part.pieces for part in parts]),
+            fixed={name: tuple(tensor.shape) for name, tensor in snapshot.fixed.items()},
+            files={},
+            facts=snapshot.facts,
+            loss=snapshot.loss,
+        ),
+        snapshot.state,
+    )
+
+
+def seal(target: Path, slices: Sequence[FileRecord], manifest: Manifest, state: TrainState) -> None:
+    """Write trainer.json, then the manifest with all files in it, and give the folder its name.
+
+    Raises:
+        UserError: what was read back is not what was written.
+    """
     working = working_folder(target)
-    files = {rank_file(rank): part.file for rank, part in enumerate(parts)}
-    trainer = json.dumps(snapshot.state.to_json(), indent=2) + "\n"
+    files = {rank_file(rank): file for rank, file in enumerate(slices)}
+    trainer = json.dumps(state.to_json(), indent=2) + "\n"
     write_atomic(working / TRAINER, trainer)
     files[TRAINER] = FileRecord(len(trainer.encode()), sha256_file(working / TRAINER))
-    manifest = Manifest(
-        samples=snapshot.state.samples,
-        steps=snapshot.state.steps,
-        world_size=len(parts),
-        kinds=tuple(snapshot.flats[0].tensors),
-        tensors=join_ranges([part.pieces for part in parts]),
-        fixed={name: tuple(tensor.shape) for name, tensor in snapshot.fixed.items()},
-        files=files,
-        facts=snapshot.facts,
-        loss=snapshot.loss,
-    )
+    manifest = replace(manifest, files=files)
     sync(working / SLICES)
     write_atomic(working / MANIFEST, json.dumps(sealed(manifest.to_json())) + "\n")
     _require_readable(working)

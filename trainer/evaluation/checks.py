@@ -23,8 +23,11 @@ def require_fitting(
     """Refuse a DATASET that the cascade cannot be measured on.
 
     Raises:
-        UserError: it has no pictures or no embeddings, or those of another CLIP than the cascade's.
+        UserError: it has no pictures or no embeddings, or those of another CLIP than the cascade's;
+            the cascade draws no captions.
     """
+    if config.prior is None:
+        raise UserError("prior: missing in cascade.yaml, expected one that makes z_i of captions")
     if not info.has_pictures:
         raise UserError(f"{dataset}: has no pictures to compare with")
     clip, weights = clip_of(dataset, info, embeddings), find_weights(config.clip)
@@ -75,7 +78,8 @@ def rank_warning(name: str, count: int, width: int) -> str | None:
 
 
 def _runs(config: CascadeConfig) -> Iterator[tuple[Path, int | None]]:
-    parts = [config.prior, config.decoder, *config.upsamplers]
+    first = [part for part in (config.prior, config.decoder) if part is not None]
+    parts = [*first, *(network for item in config.upsamplers for network in item.runs())]
     for run, samples in [(config.clip, None), *((part.run, part.samples) for part in parts)]:
         if (Path(run) / CONFIG).is_file():
             yield Path(run), samples

@@ -44,7 +44,7 @@ class Judges:
 
     def read(self, captions: list[str]) -> Tensor:
         """Embeddings of captions, unit length, float32 [B, D] on the CPU."""
-        return self.text.encode(captions).embedding.cpu()
+        return self.text.space.directions(self.text.encode(captions).embedding).cpu()
 
 
 def find_judges(cascade: Cascade, clip: str | None, inception: Path | None) -> Judges:
@@ -55,12 +55,17 @@ def find_judges(cascade: Cascade, clip: str | None, inception: Path | None) -> J
     """
     device = cascade.device
     network = None if inception is None else load_inception(inception).to(device)
-    if clip is None:
-        return Judges(device, cascade.text, cascade.image, network)
-    try:
-        text, image = load_encoders(clip)
-    except UserError as error:
-        raise UserError(f"--features: {error}") from error
+    text, image = cascade.text, cascade.image
+    if clip is not None:
+        try:
+            text, image = load_encoders(clip)
+        except UserError as error:
+            raise UserError(f"--features: {error}") from error
+    if image is None:
+        raise UserError(
+            f"{clip or cascade.config.clip}: reads captions alone and sees no pictures; name a CLIP "
+            "with both halves with --features"
+        )
     return Judges(device, text.to(device), image, network)
 
 

@@ -51,7 +51,8 @@ def prior_scores(
     made = []
     for some in _parts(pairs, batch):
         random = some.random(seed, cascade.device)
-        made.append(cascade.sample_prior(cascade.captions(some.captions), random).cpu())
+        drawn = cascade.sample_prior(cascade.captions(some.captions), random)
+        made.append(cascade.space.directions(drawn).cpu())
         if bar is not None:
             bar.advance(len(some))
     scores = score_prior(torch.cat(made), pairs.image_embedding, pairs.text_embedding, mean)

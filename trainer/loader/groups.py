@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trainer.batch import Needs
 from trainer.loader.order import GroupKey, Ints
 from trainer.loader.shards import Shards
-from trainer.loader.vectors import Vectors
+from trainer.loader.vectors import Norms, Vectors
 
 
 class Raw(NamedTuple):
@@ -23,6 +23,7 @@ class Raw(NamedTuple):
     numbers: Ints  # [m], of the samples in the whole run, ascending
     jpegs: list[bytes | None]  # [m] or []
     captions: list[str]  # [m] or []
+    norms: Norms | None = None  # [m, 2], of image and text
 
 
 Read = Callable[[GroupKey, Vectors | None], Raw | None]
@@ -53,7 +54,8 @@ def read_raw(
     captions = shards.captions(samples) if needs.tokens else []
     if vectors is not None:
         shards.read_embeddings(samples, vectors)
-    return Raw(draws, places, first + samples, jpegs, captions)
+    norms = shards.norms(samples) if needs.norms else None
+    return Raw(draws, places, first + samples, jpegs, captions, norms)
 
 
 class Berths:

@@ -32,6 +32,8 @@ class Arrays(NamedTuple):
     tokens: NDArray[np.int64] | None  # [B, L]
     image_embedding: NDArray[np.float16] | None  # [B, D]
     text_embedding: NDArray[np.float16] | None  # [B, D]
+    image_norm: NDArray[np.float32] | None  # [B]
+    text_norm: NDArray[np.float32] | None  # [B]
 
     def vectors(self) -> Vectors | None:
         """The embeddings, where there are any."""
@@ -53,6 +55,8 @@ def layout(needs: Needs, dim: int, rows: int) -> list[tuple[tuple[int, ...], str
         ((rows, needs.context_length), "i8") if needs.tokens else None,
         ((rows, dim), "f2") if needs.embeddings else None,
         ((rows, dim), "f2") if needs.embeddings else None,
+        ((rows,), "f4") if needs.norms else None,
+        ((rows,), "f4") if needs.norms else None,
     ]
 
 
@@ -125,6 +129,10 @@ class SampleReader:
         are gathered apart."""
         if arrays.image is not None:
             self._put_pictures(arrays.image, rows, positions, raw, places)
+        if raw.norms is not None:
+            for into, norms in zip((arrays.image_norm, arrays.text_norm), raw.norms.T, strict=True):
+                assert into is not None
+                into[rows] = norms[places]
         if arrays.tokens is not None:
             for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                 arrays.tokens[row] = self._tokens(int(raw.numbers[place]), raw.captions[place])

@@ -20,11 +20,13 @@ from data_pipeline.schema import dataset as schema
 from data_pipeline.schema.selection import selected_keys
 from trainer.loader.kept import Kept
 from trainer.loader.order import Ints
-from trainer.loader.vectors import Halves, Vectors, empty_vectors
+from trainer.loader.vectors import Halves, Norms, Vectors, empty_vectors
 
 _GAP = 64 << 10  # bytes that are read for nothing rather than asking twice
 _SPAN = 16 << 20  # the longest read
 _INDEX = ["jpg_offset", "jpg_length", "caption"]
+_NORMS = ["img_norm", "text_norm"]
+_UNIT = 1e-3  # no projection of a CLIP is so near to length 1 in all rows of a shard
 _HEADER = 4096  # more than any npy header of ours
 
 
@@ -70,6 +72,7 @@ class Shards:
         self._embeddings = embeddings
         self._indices: Kept[int, Index] = Kept(self._read_index, kept)
         self._headers: Kept[int, Header] = Kept(self._read_header, 8 * kept)
+        self._norms: Kept[int, Norms] = Kept(self._read_norms, kept)
 
     def jpegs(self, samples: Ints) -> list[bytes]:
         """The pictures' files of `samples`, ascending.
@@ -123,6 +126,15 @@ class Shards:
             for kind, vectors in enumerate(into):
                 self._read_rows(number, kind, rows, vectors[part])
 
+    def norms(self, samples: Ints) -> Norms:
+        """The lengths that the embeddings of `samples`, ascending, had: image and text, [n, 2].
+
+        Raises:
+            UserError: the DATASET does not know them.
+        """
+        parts = [self._norms(number)[rows] for number, _, rows in self._by_shard(samples)]
+        return np.concatenate([np.empty((0, 2), np.float32), *parts])
+
     def dim(self) -> int:
         """The embeddings' width."""
         return self._headers(0).dim
@@ -165,16 +177,39 @@ class Shards:
         return path_of(ref.root, ref.shard, self._embeddings)
 
     def _read_index(self, number: int) -> Index:
+        table = self._read_metadata(number, _INDEX)
+        return Index(table[0].to_numpy(), table[1].to_numpy(), table[2])
+
+    def _read_norms(self, number: int) -> Norms:
+        ref = self.refs[number]
+        path = schema.metadata_path(ref.root, ref.shard)
+        if self._embeddings is not None:
+            raise UserError(
+                f"data.embeddings: got {self._embeddings!r}, but objective.embedding_length raw "
+                f"needs lengths, which {ref.root} keeps of its own embeddings alone"
+            )
+        table = self._read_metadata(number, _NORMS)
+        norms = np.stack([table[0].to_numpy(), table[1].to_numpy()], axis=1).astype(np.float32)
+        if not np.isfinite(norms).all() or (abs(norms - 1) < _UNIT).all(axis=0).any():
+            raise UserError(
+                f"{path}: img_norm, text_norm: missing or 1 throughout, but "
+                "objective.embedding_length raw needs the lengths of CLIP's projections"
+            )
+        return norms
+
+    def _read_metadata(self, number: int, columns: list[str]) -> pa.Table:
         ref = self.refs[number]
         path = schema.metadata_path(ref.root, ref.shard)
         try:
             with path.open("rb") as file:
-                table = pq.read_table(file, columns=_INDEX)
+                table = pq.read_table(file, columns=columns)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
         if len(table) != ref.rows:
             raise UserError(f"{path}: got {len(table)} rows, expected {ref.rows}; verify the data")
-        return Index(table[0].to_numpy(), table[1].to_numpy(), table[2])
+        if table.column_names != columns:
+            raise UserError(f"{path}: has {table.column_names}, expected {columns}")
+        return table
 
     def _read_header(self, number: int) -> Header:
         ref, path = self.refs[number // 2], self._embedding_path(number // 2, number % 2)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from trainer.loader.order import Ints
 
 Halves = NDArray[np.float16]
+Norms = NDArray[np.float32]
 
 
 class Vectors(NamedTuple):

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import fast_attention_of_others
+from .space import EmbeddingSpace
 
+UNIT = EmbeddingSpace()
 Tokenizer = Callable[..., Tensor]
 """Captions, and `context_length` where it is not the model's own → tokens, int64 [B, L]."""
 
@@ -115,16 +117,21 @@ def normalise_pixels(image: Tensor) -> Tensor:
 
 def describe_for_open_clip(config: ClipConfig) -> dict[str, Any]:
     """The contents of open_clip's own config file, with the preprocessing of our training."""
+    return {
+        "model_cfg": config.open_clip(),
+        "preprocess_cfg": open_clip_preprocessing(),
+    }
+
+
+def open_clip_preprocessing() -> dict[str, Any]:
+    """What CLIP's pictures go through, as open_clip's config file says it."""
     import open_clip
 
     return {
-        "model_cfg": config.open_clip(),
-        "preprocess_cfg": {
-            "mean": list(open_clip.OPENAI_DATASET_MEAN),
-            "std": list(open_clip.OPENAI_DATASET_STD),
-            "interpolation": "bicubic",
-            "resize_mode": "shortest",
-        },
+        "mean": list(open_clip.OPENAI_DATASET_MEAN),
+        "std": list(open_clip.OPENAI_DATASET_STD),
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
     }
 
 
@@ -221,15 +228,15 @@ class TextStates(NamedTuple):
 
     states: Tensor  # [B, L, W], after the final layer norm; undefined where the mask is False
     mask: Tensor  # bool [B, L], True up to the end token
-    embedding: Tensor  # float32 [B, D], unit length
+    embedding: Tensor  # float32 [B, D], of the encoder's space
     tokens: Tensor  # int64 [B, at least L], for a decoder that reads them itself
 
 
 class TextEncoder:
     """A frozen CLIP's text tower: token states as in Karlo, and the text embedding z_t."""
 
-    def __init__(self, clip: nn.Module, tokenizer: Tokenizer) -> None:
-        self.module = clip
+    def __init__(self, clip: nn.Module, tokenizer: Tokenizer, space: EmbeddingSpace = UNIT) -> None:
+        self.module, self.space = clip, space
         self._tower = _text_tower(clip)
         if not hasattr(self._tower, "ln_final"):
             raise ValueError(
@@ -275,7 +282,7 @@ class TextEncoder:
             states, pooled = run_text_tower(self.module, seen)
         states = F.pad(states, (0, 0, 0, seen.shape[1] - states.shape[1]))  # [B, L, W]
         mask = torch.arange(seen.shape[1], device=tokens.device) <= _end(seen)[:, None]
-        return TextStates(states, mask, F.normalize(pooled.float(), dim=-1), tokens)
+        return TextStates(states, mask, self.space.project(pooled), tokens)
 
     def encode(self, captions: list[str]) -> TextStates:
         """Tokenise and encode captions."""
@@ -286,8 +293,9 @@ class TextEncoder:
 class ImageEncoder:
     """A frozen CLIP's image tower: the image embedding z_i."""
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: nn.Module, space: EmbeddingSpace = UNIT) -> None:
         self.module: Any = clip
+        self.space = space
 
     @property
     def side(self) -> int:
@@ -296,8 +304,8 @@ class ImageEncoder:
         return int(side if isinstance(side, int) else side[0])
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Square pictures, uint8 [B, 3, H, H] → float32 [B, D], unit length."""
-        return F.normalize(self.project(image), dim=-1)
+        """Square pictures, uint8 [B, 3, H, H] → float32 [B, D], of the encoder's space."""
+        return self.space.project(self.project(image))
 
     @torch.no_grad()
     def project(self, image: Tensor) -> Tensor:

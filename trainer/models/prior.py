@@ -7,7 +7,7 @@ clean image embedding z_i. Sizes follow Karlo's prior, whose parameter count thi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,8 +45,12 @@ class Remembered(NamedTuple):
 class DiffusionPrior(nn.Module):
     """x_t, t, caption → estimate of the clean image embedding.
 
-    Embeddings go in and out in the scaled space in which the diffusion runs (paper: 17.2 · z_i).
+    Embeddings go in and out in the space in which the diffusion runs: scaled (paper: 17.2 · z_i),
+    less the mean and over the deviation that a checkpoint may carry (Karlo's does).
     """
+
+    clip_mean: Tensor  # [1, D]
+    clip_std: Tensor  # [1, D]
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -64,8 +68,7 @@ class DiffusionPrior(nn.Module):
         )
         self.norm_out = nn.LayerNorm(width)
         self.image_out = nn.Linear(width, config.embedding_dim)
-        # Mean and deviation of the embeddings, for checkpoints that carry them (Karlo's): the
-        # model itself works in whatever space it is given.
+        # 0 and 1 unless a checkpoint was imported that carries others.
         self.register_buffer("clip_mean", torch.zeros(1, config.embedding_dim))
         self.register_buffer("clip_std", torch.ones(1, config.embedding_dim))
         self._initialise()
@@ -74,6 +77,24 @@ class DiffusionPrior(nn.Module):
         initialise(self, self.config.layers)
         nn.init.normal_(self.positions, std=0.01)
         nn.init.normal_(self.final_token, std=0.01)
+
+    def standardised(self, embedding: Tensor) -> Tensor:
+        """Embeddings in the space of the diffusion, float32 [B, D]: their mean 0, deviation 1."""
+        return (embedding.float() - self.clip_mean) / self.clip_std
+
+    def restored(self, x: Tensor) -> Tensor:
+        """The way back, float32 [B, D]."""
+        return x.float() * self.clip_std + self.clip_mean
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> DiffusionPrior:
+        """Mean and deviation stay float32, whatever precision the weights are brought to."""
+        before = {name: getattr(self, name) for name in ("clip_mean", "clip_std")}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, exact in before.items():
+            now = getattr(self, name)
+            if now.dtype != exact.dtype:
+                setattr(self, name, exact.to(now.device))
+        return self
 
     def compute_blocks(self) -> list[nn.Module]:
         """Where nearly all the work and the activations are, one by one."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from trainer.batch import Batch, Needs
 from trainer.models.ar_prior import ArPrior
-from trainer.models.clip import TextEncoder
+from trainer.models.clip import UNIT, TextEncoder
 from trainer.rng import SampleRandom
 
 from .conditions import captions_for_a_prior
@@ -60,7 +60,7 @@ class ArPriorObjective:
         assert isinstance(model, ArPrior)
         assert batch.image_embedding is not None
         assert batch.text_embedding is not None
-        text = captions_for_a_prior(self.text, batch, random, self.config.drop_text)
+        text = captions_for_a_prior(self.text, batch, random, self.config.drop_text, UNIT)
         tokens = model.codec.encode(batch.image_embedding)  # [B, K]
         similarity = (batch.image_embedding * batch.text_embedding).double().sum(dim=1)  # [B]
         dot = model.codec.encode_dot(similarity)  # [B]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trainer.batch import Batch
 from trainer.models.clip import TextEncoder, TextStates
+from trainer.models.space import EmbeddingSpace
 from trainer.rng import SampleRandom
 
 
@@ -16,17 +17,23 @@ def drop_captions(tokens: Tensor, keep: Tensor, null_tokens: Tensor) -> Tensor:
 
 
 def captions_for_a_prior(
-    text: TextEncoder, batch: Batch, random: SampleRandom, drop: float
+    text: TextEncoder,
+    batch: Batch,
+    random: SampleRandom,
+    drop: float,
+    space: EmbeddingSpace,
 ) -> TextStates:
     """A batch's captions, dropped in a share `drop`, and with them z_t.
 
-    Where a caption is kept z_t is the stored one, where it is dropped the empty caption's.
+    Where a caption is kept z_t is the stored one, where it is dropped the empty caption's, which
+    `text` gives in the same space.
     """
     assert batch.tokens is not None
     assert batch.text_embedding is not None
     keep = random.uniform("drop_text") >= drop  # [B]
     states = text(drop_captions(batch.tokens, keep, text.null_tokens))
-    z_t = torch.where(keep[:, None], batch.text_embedding, states.embedding)  # [B, D]
+    stored = space.stored(batch.text_embedding, batch.text_norm)
+    z_t = torch.where(keep[:, None], stored, states.embedding)  # [B, D]
     return states._replace(embedding=z_t)
 
 

@@ -12,6 +12,7 @@ from trainer.diffusion.denoiser import Network
 from trainer.diffusion.loss import LossConfig
 from trainer.diffusion.process import Diffusion, DiffusionConfig
 from trainer.models.clip import TextEncoder
+from trainer.models.space import EmbeddingSpace, Length
 from trainer.rng import SampleRandom
 
 from .conditions import drop_captions, to_signal
@@ -20,12 +21,16 @@ from .denoising import draw_timesteps, loss_at_random_times
 
 @dataclass(frozen=True)
 class DecoderObjectiveConfig:
-    """Paper section 2.1 and appendix C: z_i dropped in 10 %, the caption in 50 %."""
+    """Paper section 2.1 and appendix C: z_i dropped in 10 %, the caption in 50 %.
+
+    `embedding_length`: as of the prior's objective; Karlo's decoder takes `raw` at scale 1.
+    """
 
     image_size: int = 64
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     embedding_scale: float = 17.2
+    embedding_length: Length = "unit"
     drop_image: float = 0.1
     drop_text: float = 0.5
 
@@ -37,10 +42,12 @@ class DecoderObjective:
         self.config = config
         self.diffusion = Diffusion(config.diffusion)
         self.text = text
+        self.space = EmbeddingSpace(config.embedding_length)
         self.needs = Needs(
             image_size=config.image_size,
             tokens=True,
             embeddings=True,
+            norms=config.embedding_length == "raw",
             context_length=text.context_length,
         )
 
@@ -55,7 +62,8 @@ class DecoderObjective:
         keep_text = random.uniform("drop_text") >= self.config.drop_text  # [B]
         keep_image = random.uniform("drop_image") >= self.config.drop_image  # [B]
         text = self.text(drop_captions(batch.tokens, keep_text, self.text.null_tokens))
-        z_i = self.config.embedding_scale * batch.image_embedding  # [B, D]
+        stored = self.space.stored(batch.image_embedding, batch.image_norm)
+        z_i = self.config.embedding_scale * stored  # [B, D]
         x0 = to_signal(batch.image)  # [B, 3, S, S]
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:

@@ -99,6 +99,8 @@ def _example(config: AnyTrainConfig, needs: Needs, size: int) -> Batch:
         else None,
         torch.zeros(shape, device=META) if needs.embeddings else None,
         torch.zeros(shape, device=META) if needs.embeddings else None,
+        torch.zeros(size, device=META) if needs.norms else None,
+        torch.zeros(size, device=META) if needs.norms else None,
     )
 
 

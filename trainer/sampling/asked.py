@@ -33,8 +33,10 @@ def of_text(
             uses.from_text(cascade, some, _candidate(cascade, seed, number, positions), negative)
             for number in range(candidates)
         ]
+        if cascade.image is None and candidates == 1:  # a CLIP that reads captions alone
+            return Drawn(drawn[0])
         z_t = cascade.captions(some).embedding
-        near = torch.stack([(cascade.look(each) * z_t).sum(-1) for each in drawn]).cpu()  # [N, B]
+        near = torch.stack([_cosines(cascade, each, z_t) for each in drawn]).cpu()  # [N, B]
         best = near.argmax(dim=0)  # [B]
         rows = torch.arange(len(some))
         told = zip(best.tolist(), near[best, rows].tolist(), strict=True)
@@ -180,6 +182,12 @@ def of_pca(pictures: Sequence[Path], data: Path, dims: Sequence[int], seed: int)
         for item, (_, count) in zip(told, shown, strict=True)
     ]
     return Request("pca", seed, about, draw, {"data": str(data)}, columns=len(dims))
+
+
+def _cosines(cascade: Cascade, pictures: Tensor, z_t: Tensor) -> Tensor:
+    """Of pictures as CLIP sees them with captions' embeddings. [B]"""
+    space = cascade.space
+    return (space.directions(cascade.look(pictures)) * space.directions(z_t)).sum(-1)
 
 
 def _candidate(cascade: Cascade, seed: int, number: int, positions: Sequence[int]) -> SampleRandom:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from base.errors import UserError
 from trainer.builders import load_encoders
 from trainer.config import Precision
 from trainer.engine.open import hardware_precision
 from trainer.engine.processes import local_device
 from trainer.models.clip import ImageEncoder, TextEncoder, TextStates
+from trainer.models.space import EmbeddingSpace, Length
 from trainer.objectives.conditions import to_signal
 from trainer.rng import SampleRandom
 
@@ -20,7 +22,7 @@ from .ar_prior import ArPart
 from .config import CascadeConfig
 from .drawing import decode, decoder_denoiser, invert, no_captions, sample_prior, upsample
 from .inputs import fitted
-from .parts import Part, load_part, load_prior
+from .parts import Part, load_part, load_prior, load_upsampler
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Cascade:
     config: CascadeConfig
     device: torch.device
     text: TextEncoder
-    image: ImageEncoder
-    prior: Part | ArPart
+    image: ImageEncoder | None  # None: of a CLIP that reads captions alone
+    prior: Part | ArPart | None
     decoder: Part
     upsamplers: tuple[Part, ...]
 
@@ -46,8 +48,19 @@ class Cascade:
 
     def networks(self) -> dict[str, nn.Module]:
         """By the names of their parts, in the order in which they work."""
+        first = {} if self.prior is None else {"prior": self.prior.network}
         larger = {f"upsampler {n}": part.network for n, part in enumerate(self.upsamplers, 1)}
-        return {"prior": self.prior.network, "decoder": self.decoder.network, **larger}
+        last = {
+            f"upsampler {n}, last step": part.last
+            for n, part in enumerate(self.upsamplers, 1)
+            if part.last is not None
+        }
+        return {**first, "decoder": self.decoder.network, **larger, **last}
+
+    @property
+    def space(self) -> EmbeddingSpace:
+        """Of all embeddings that go through the cascade."""
+        return self.text.space
 
     @property
     def side(self) -> int:
@@ -66,13 +79,30 @@ class Cascade:
         return no_captions(self.text, count)
 
     def look(self, pictures: Tensor) -> Tensor:
-        """z_i of pictures (uint8 [B, 3, H, H]) as CLIP sees them: unit length, float32 [B, D]."""
+        """z_i of pictures (uint8 [B, 3, H, H]) as CLIP sees them, float32 [B, D].
+
+        Raises:
+            UserError: the cascade's CLIP reads captions alone.
+        """
+        if self.image is None:
+            raise UserError(
+                f"clip: {self.config.clip} reads captions alone and sees no pictures; "
+                "import the cascade with --clip, a CLIP with both halves"
+            )
         return self.image(pictures.to(self.device))
 
     def sample_prior(
         self, text: TextStates, random: SampleRandom, null: TextStates | None = None
     ) -> Tensor:
-        """z_i of captions, unit length, float32 [B, D]: of several samples the nearest to z_t."""
+        """z_i of captions, float32 [B, D]: of several samples the nearest to z_t.
+
+        Raises:
+            UserError: the cascade has no prior.
+        """
+        if self.prior is None:
+            raise UserError(
+                "prior: missing in cascade.yaml, expected one that makes z_i of captions"
+            )
         null = self.no_captions(len(text.embedding)) if null is None else null
         return sample_prior(self.prior, text, null, random)
 
@@ -90,9 +120,9 @@ class Cascade:
     ) -> Tensor:
         """The decoder's picture in [-1, 1], float32 [B, 3, S, S].
 
-        image_embedding [B, D] of unit length; without `keep_image` it is dropped, as in training.
-        `null` is what guidance leads away from (the empty caption), `start` x_T where it is not
-        drawn; with `eta` it is DDIM, with `plain` without guidance and thresholds, as x_T of
+        image_embedding [B, D] in the cascade's space; without `keep_image` it is dropped, as in
+        training. `null` is what guidance leads away from (the empty caption), `start` x_T where it
+        is not drawn; with `eta` it is DDIM, with `plain` without guidance and thresholds, as x_T of
         `invert` wants it.
         """
         null = self.no_captions(len(image_embedding)) if null is None else null
@@ -130,15 +160,31 @@ def load_cascade(config: CascadeConfig, precision: Precision | None = None) -> C
     """
     device = local_device()
     chosen = precision or hardware_precision(device)
-    text, image = load_encoders(config.clip)
+    decoder = load_part(config.decoder, "decoder", device, chosen)
+    length: Length = decoder.config.objective.embedding_length
+    prior = None
+    if config.prior is not None:
+        prior = load_prior(config.prior, device, chosen)
+        if _length_of(prior) != length:
+            raise UserError(
+                f"prior.run: {config.prior.run}: gives embeddings of length {_length_of(prior)}, "
+                f"expected {length} as {config.decoder.run} takes them (objective.embedding_length)"
+            )
+    text, image = load_encoders(config.clip, EmbeddingSpace(length))
     return Cascade(
         config=config,
         device=device,
         text=text.to(device),
         image=image,
-        prior=load_prior(config.prior, device, chosen),
-        decoder=load_part(config.decoder, "decoder", device, chosen),
-        upsamplers=tuple(
-            load_part(item, "upsampler", device, chosen) for item in config.upsamplers
-        ),
+        prior=prior,
+        decoder=decoder,
+        upsamplers=tuple(load_upsampler(item, device, chosen) for item in config.upsamplers),
     )
+
+
+def _length_of(prior: Part | ArPart) -> Length:
+    """Of the embeddings that a prior gives; one that is autoregressive knows directions alone."""
+    if isinstance(prior, ArPart):
+        return "unit"
+    length: Length = prior.config.objective.embedding_length
+    return length

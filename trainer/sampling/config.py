@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,8 +16,16 @@ Sigma = Annotated[float, Field(ge=0)]
 Weights = Annotated[str, Field(pattern=r"^(raw|ema(_0\.\d{3})?)$")]  # ema_0.050: see ema.powers
 
 
-class PartConfig(Config):
-    """A RUN at a sample count (None: its latest checkpoint), and its sampler.
+class NetworkConfig(Config):
+    """A RUN at a sample count (None: its latest checkpoint), and which of its weights."""
+
+    run: str  # a folder, relative to cascade.yaml
+    samples: int | None = None
+    weights: Weights = "ema"
+
+
+class PartConfig(NetworkConfig):
+    """A network and its sampler.
 
     `ddim` is deterministic at eta 0; `ancestral` draws noise at every step (Ho et al. 2020), of
     learned size where the network learns it. `dpm++` (DPM-Solver++ 2M) and `heun`, which asks the
@@ -25,9 +33,6 @@ class PartConfig(Config):
     ancestral with the best size of noise, and needs what `unclip checkpoint analytic` measures.
     """
 
-    run: str  # a folder, relative to cascade.yaml
-    samples: int | None = None
-    weights: Weights = "ema"
     sampler: Literal["ddim", "ancestral", "dpm++", "heun", "analytic"] = "ddim"
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     steps: Steps = 25
@@ -65,9 +70,13 @@ class GuidedPart(PartConfig):
 class PriorPart(GuidedPart):
     """Guidance on the caption; of `candidates` samples the one with the largest z_i·z_t is kept
     (paper section 2.2). The RUN is of stage prior, or of ar_prior: that one has no sampler's steps,
-    and draws z_i·z_t from the part of the data's distribution above `dot_from`."""
+    and draws z_i·z_t from the part of the data's distribution above `dot_from`.
+
+    `limit`: coordinates of predictions are kept in [-limit, limit], in the space of the diffusion
+    (Karlo: 5); None: they are not."""
 
     guidance: Annotated[float, Field(ge=0)] = 1.0
+    limit: Annotated[float, Field(gt=0)] | None = None
     candidates: Annotated[int, Field(ge=1)] = 2
     temperature: Annotated[float, Field(ge=0)] = 1.0  # of ar_prior's tokens; 0: the likeliest
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # of ar_prior: tokens less likely are left out
@@ -82,24 +91,48 @@ class DecoderPart(GuidedPart):
     threshold: Literal["static", "dynamic"] = "static"
 
 
+class UpsamplerPart(PartConfig):
+    """`last_step`: another RUN whose network takes the last timestep alone, as in Karlo."""
+
+    last_step: NetworkConfig | None = None
+
+    def runs(self) -> tuple[NetworkConfig, ...]:
+        """The RUNs of its networks."""
+        return (self,) if self.last_step is None else (self, self.last_step)
+
+
 class CascadeConfig(Config):
-    """A cascade: CLIP, prior, decoder, upsamplers in order."""
+    """A cascade: CLIP, prior, decoder, upsamplers in order. Without a prior it makes pictures of
+    pictures alone."""
 
     version: Literal[1] = 1
     clip: str  # as the runs' `clip`; a folder relative to cascade.yaml
-    prior: PriorPart
+    prior: PriorPart | None = None
     decoder: DecoderPart
-    upsamplers: tuple[PartConfig, ...] = ()
+    upsamplers: tuple[UpsamplerPart, ...] = ()
 
 
 def with_weights(config: CascadeConfig, weights: str) -> CascadeConfig:
     """The same cascade, with these weights of every network but CLIP."""
-    chosen = {"weights": weights}
+    return _with_networks(config, lambda network: {"weights": weights})
+
+
+def _with_networks(
+    config: CascadeConfig, change: Callable[[NetworkConfig], dict[str, str]]
+) -> CascadeConfig:
+    """The same cascade, `change` made to every network but CLIP."""
+
+    def upsampler(item: UpsamplerPart) -> UpsamplerPart:
+        last = item.last_step
+        changed = None if last is None else last.model_copy(update=change(last))
+        return item.model_copy(update={**change(item), "last_step": changed})
+
+    prior = config.prior
     return config.model_copy(
         update={
-            "prior": config.prior.model_copy(update=chosen),
-            "decoder": config.decoder.model_copy(update=chosen),
-            "upsamplers": tuple(item.model_copy(update=chosen) for item in config.upsamplers),
+            "prior": None if prior is None else prior.model_copy(update=change(prior)),
+            "decoder": config.decoder.model_copy(update=change(config.decoder)),
+            "upsamplers": tuple(upsampler(item) for item in config.upsamplers),
         }
     )
 
@@ -129,14 +162,5 @@ def load_cascade_config(path: Path, overrides: Sequence[str] = ()) -> CascadeCon
     def placed(name: str) -> str:
         return str(home / name) if (home / name).exists() else name
 
-    def part(item: PartConfig) -> PartConfig:
-        return item.model_copy(update={"run": placed(item.run)})
-
-    return config.model_copy(
-        update={
-            "clip": placed(config.clip),
-            "prior": part(config.prior),
-            "decoder": part(config.decoder),
-            "upsamplers": tuple(part(item) for item in config.upsamplers),
-        }
-    )
+    found = _with_networks(config, lambda network: {"run": placed(network.run)})
+    return found.model_copy(update={"clip": placed(config.clip)})

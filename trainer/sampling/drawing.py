@@ -6,16 +6,16 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from trainer.diffusion.degradations import enlarge
 from trainer.diffusion.denoiser import Denoiser, Network, denoiser
 from trainer.diffusion.guidance import guided_denoiser
 from trainer.diffusion.samplers import ddim_inversion
 from trainer.diffusion.thresholds import clipped, dynamically_thresholded
-from trainer.models.clip import TextEncoder, TextStates
+from trainer.models.clip import UNIT, TextEncoder, TextStates
 from trainer.models.decoder import Decoder
 from trainer.models.prior import DiffusionPrior
+from trainer.models.space import EmbeddingSpace
 from trainer.rng import SampleRandom
 
 from .ar_prior import ArPart
@@ -35,7 +35,7 @@ def no_captions(text: TextEncoder, count: int) -> TextStates:
 def sample_prior(
     part: Part | ArPart, text: TextStates, null: TextStates, random: SampleRandom
 ) -> Tensor:
-    """z_i of captions, unit length, float32 [B, D]: of several samples the nearest to z_t.
+    """z_i of captions, float32 [B, D], in the captions' space: of several the nearest to z_t.
 
     `null` is the empty caption, as often as there are captions.
     """
@@ -44,21 +44,24 @@ def sample_prior(
     names = [f"prior.{candidate}" for candidate in range(settings.candidates)]
     if isinstance(part, ArPart):
         drawn = [part.sample(text, null, random, name) for name in names]
-        return _nearest(torch.stack(drawn), text.embedding)
+        return _nearest(torch.stack(drawn), text.embedding, UNIT)
     prior = cast(DiffusionPrior, part.network)
     told = _branches(settings, text, null)
     captions = prior.remember(told.states, told.mask, told.embedding)
     denoise = _guided(part, settings, lambda x, t: prior.answer(x, t, captions))
-    shape = (part.config.model.embedding_dim,)
-    samples = torch.stack(
-        [F.normalize(part.sample(denoise, shape, random, name), dim=-1) for name in names]
-    )
-    return _nearest(samples, text.embedding)
+    if settings.limit is not None:
+        denoise = clipped(denoise, settings.limit)
+    shape, objective = (part.config.model.embedding_dim,), part.config.objective
+    space = EmbeddingSpace(objective.embedding_length)
+    restored = [prior.restored(part.sample(denoise, shape, random, name)) for name in names]
+    samples = torch.stack([space.unscaled(z, objective.embedding_scale) for z in restored])
+    return _nearest(samples, text.embedding, space)
 
 
-def _nearest(samples: Tensor, z_t: Tensor) -> Tensor:
+def _nearest(samples: Tensor, z_t: Tensor, space: EmbeddingSpace) -> Tensor:
     """Of samples [candidates, B, D] those nearest to z_t [B, D]."""
-    best = (samples * z_t).sum(dim=-1).argmax(dim=0)  # [B]
+    cosines = (space.directions(samples) * space.directions(z_t)).sum(dim=-1)
+    best = cosines.argmax(dim=0)  # [B]
     return samples[best, torch.arange(len(best), device=best.device)]
 
 
@@ -95,7 +98,7 @@ def decoder_denoiser(
     """The decoder under its conditions, guided and kept in the range of pictures; or `plain`,
     without either.
 
-    image_embedding [B, D] of unit length; without `keep_image` it is dropped, as in training.
+    image_embedding [B, D] in the part's space; without `keep_image` it is dropped, as in training.
     """
     settings, objective = part.settings, part.config.objective
     assert isinstance(settings, DecoderPart)
@@ -156,8 +159,13 @@ def upsampler_denoiser(part: Part, picture: Tensor) -> Denoiser:
     objective = part.config.objective
     enlarged = enlarge(picture, objective.factor, objective.antialias)
 
+    final = part.timesteps()[-1]
+
     def network(x: Tensor, t: Tensor) -> Tensor:
-        out: Tensor = part.network(x, t, enlarged)
+        network = part.network
+        if part.last is not None and int(t[0]) == final:
+            network = part.last
+        out: Tensor = network(x, t, enlarged)
         return out
 
     return clipped(denoiser(part.diffusion, network))

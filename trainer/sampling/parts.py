@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from trainer.stages import load_weights
 
 from .analytic import Scores, read_scores
 from .ar_prior import ArPart
-from .config import PartConfig, PriorPart
+from .config import NetworkConfig, PartConfig, PriorPart, UpsamplerPart
 
 _MODELS: dict[str, Any] = {
     "prior": DiffusionPrior,
@@ -46,6 +46,7 @@ class Part:
     network: nn.Module
     diffusion: Diffusion
     scores: Scores | None = None  # for the sampler `analytic`
+    last: nn.Module | None = None  # takes the last timestep in the place of `network`
 
     def timesteps(self) -> list[int]:
         """Those that a sampler goes through, noisiest first."""
@@ -101,6 +102,26 @@ def load_part(settings: PartConfig, stage: str, device: torch.device, precision:
     return _part(settings, *_load_network(settings, (stage,), device, precision))
 
 
+def load_upsampler(settings: UpsamplerPart, device: torch.device, precision: Precision) -> Part:
+    """Load an upsampler and the network of its last step, as `load_part` does.
+
+    Raises:
+        UserError: the two were not trained for the same pictures and diffusion.
+    """
+    part = load_part(settings, "upsampler", device, precision)
+    if settings.last_step is None:
+        return part
+    config, last = _load_network(settings.last_step, ("upsampler",), device, precision)
+    for name in ("diffusion", "factor", "antialias"):
+        first, other = (getattr(each.objective, name) for each in (part.config, config))
+        if first != other:
+            raise UserError(
+                f"upsamplers.last_step.run: {settings.last_step.run}: objective.{name}: got "
+                f"{other}, expected {first} as in {settings.run}"
+            )
+    return replace(part, last=last)
+
+
 def load_prior(settings: PriorPart, device: torch.device, precision: Precision) -> Part | ArPart:
     """Load a prior of either kind, as `load_part` does."""
     config, network = _load_network(settings, ("prior", "ar_prior"), device, precision)
@@ -115,7 +136,7 @@ def _part(settings: PartConfig, config: AnyTrainConfig, network: nn.Module) -> P
 
 
 def _load_network(
-    settings: PartConfig, stages: Sequence[str], device: torch.device, precision: Precision
+    settings: NetworkConfig, stages: Sequence[str], device: torch.device, precision: Precision
 ) -> tuple[AnyTrainConfig, nn.Module]:
     """A run of one of `stages`."""
     run, part = Path(settings.run), stages[0]

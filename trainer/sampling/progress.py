@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from base.files import atomic_path
-from trainer.batch import Batch, Needs
+from trainer.batch import Batch
 from trainer.config import AnyTrainConfig
 from trainer.diffusion.degradations import enlarge, shrink
 from trainer.engine.open import hardware_precision
@@ -60,8 +61,7 @@ class ProgressPictures:
     @cached_property
     def _batch(self) -> Batch:
         config, needs = self._config, self._objective.needs
-        whole = Needs(needs.image_size, None, needs.tokens, needs.embeddings, needs.context_length)
-        reader = SampleReader(config.data, whole, config.seed)
+        reader = SampleReader(config.data, replace(needs, crop=None), config.seed)
         return reader.batch(np.arange(config.train.pictures)).to(self._device)
 
 
@@ -71,7 +71,8 @@ def _decoder_rows(part: Part, objective: Any, batch: Batch) -> list[Tensor]:
     assert batch.image is not None
     text, null = objective.text(batch.tokens), no_captions(objective.text, len(batch))
     random = SampleRandom(0, batch.positions)
-    made = decode(part, batch.image_embedding, text, null, random)
+    z_i = objective.space.stored(batch.image_embedding, batch.image_norm)
+    made = decode(part, z_i, text, null, random)
     return [made, to_signal(batch.image)]
 
 

@@ -25,7 +25,7 @@ from .latents import slerp, text_diff
 class Latents(NamedTuple):
     """A picture as the decoder has it."""
 
-    z_i: Tensor  # float32 [B, D], unit length
+    z_i: Tensor  # float32 [B, D], of the cascade's space
     x_t: Tensor  # at t = T, float32 [B, 3, S, S]
 
 
@@ -99,8 +99,10 @@ def text_difference(
     """Pictures changed as from one caption to another (section 3.3). share [B], up to 0.5 or so."""
     found = latents(cascade, pictures)
     z_t0, z_t = (cascade.captions(captions).embedding for captions in (before, after))
-    turned = text_diff(found.z_i, z_t0, z_t, share.to(z_t.device))
-    return _from_latents(cascade, Latents(turned, found.x_t), random)
+    space = cascade.space
+    first, start, end = (space.directions(z) for z in (found.z_i, z_t0, z_t))
+    z_i = space.turned(found.z_i, text_diff(first, start, end, share.to(z_t.device)))
+    return _from_latents(cascade, Latents(z_i, found.x_t), random)
 
 
 def projection(
@@ -108,10 +110,10 @@ def projection(
 ) -> Tensor:
     """What the decoder makes of z_i when only some principal directions are left (section 3.4).
 
-    z_i [B, D]; mean [D]; directions [K, D], orthonormal.
+    z_i [B, D]; of embeddings of unit length: mean [D]; directions [K, D], orthonormal.
     """
-    seen = mean + (z_i - mean) @ directions.T @ directions
-    z = torch.nn.functional.normalize(seen, dim=-1)
+    seen = mean + (cascade.space.directions(z_i) - mean) @ directions.T @ directions
+    z = cascade.space.turned(z_i, torch.nn.functional.normalize(seen, dim=-1))
     return _finish(cascade, cascade.decode(z, cascade.no_captions(len(z)), random), random)
 
 

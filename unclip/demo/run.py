@@ -35,8 +35,8 @@ from trainer.sampling.cascade import Cascade, load_cascade
 from trainer.sampling.config import (
     CascadeConfig,
     DecoderPart,
-    PartConfig,
     PriorPart,
+    UpsamplerPart,
     load_cascade_config,
 )
 from trainer.stages import load_train_config
@@ -215,7 +215,7 @@ class Demo:
             decoder=DecoderPart(
                 run="decoder", steps=sampling.decoder_steps, guidance=sampling.decoder_guidance
             ),
-            upsamplers=(PartConfig(run="up64", steps=steps), PartConfig(run="up256", steps=steps)),
+            upsamplers=tuple(UpsamplerPart(run=run, steps=steps) for run in ("up64", "up256")),
         )
         write_atomic(self.out / "cascade.yaml", dump_config(config))
 

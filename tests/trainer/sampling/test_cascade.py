@@ -105,6 +105,9 @@ def test_an_autoregressive_prior_draws_the_same_in_any_batch() -> None:
 class Knowing(nn.Module):
     """A prior that knows the sample, and predicts as its diffusion asks."""
 
+    def restored(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
     def __init__(self, sample: torch.Tensor, diffusion: Diffusion) -> None:
         super().__init__()
         self.sample, self.diffusion = sample, diffusion
