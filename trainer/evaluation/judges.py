@@ -63,8 +63,8 @@ def find_judges(cascade: Cascade, clip: str | None, inception: Path | None) -> J
             raise UserError(f"--features: {error}") from error
     if image is None:
         raise UserError(
-            f"{clip or cascade.config.clip}: reads captions alone and sees no pictures; name a CLIP "
-            "with both halves with --features"
+            f"{clip or cascade.config.clip}: reads captions alone and sees no pictures; "
+            "name a CLIP with both halves with --features"
         )
     return Judges(device, text.to(device), image, network)
 
