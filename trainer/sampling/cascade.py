@@ -46,16 +46,18 @@ class Cascade:
         if reader is not None:
             self.text.lengthen(reader.context_length)
 
-    def networks(self) -> dict[str, nn.Module]:
-        """By the names of their parts, in the order in which they work."""
-        first = {} if self.prior is None else {"prior": self.prior.network}
-        larger = {f"upsampler {n}": part.network for n, part in enumerate(self.upsamplers, 1)}
-        last = {
-            f"upsampler {n}, last step": part.last
-            for n, part in enumerate(self.upsamplers, 1)
-            if part.last is not None
-        }
-        return {**first, "decoder": self.decoder.network, **larger, **last}
+    def steps(self) -> dict[str, nn.Module]:
+        """By the names of their networks, in the order in which they work: what each goes through
+        once a step, since what stays the same in all steps is computed before them."""
+        found = {}
+        if self.prior is not None:
+            found["prior"] = self.prior.network.get_submodule("norm_out")
+        found["decoder"] = self.decoder.network.get_submodule("unet")
+        for number, part in enumerate(self.upsamplers, 1):
+            found[f"upsampler {number}"] = part.network.get_submodule("unet")
+            if part.last is not None:
+                found[f"upsampler {number}, last step"] = part.last.get_submodule("unet")
+        return found
 
     @property
     def space(self) -> EmbeddingSpace:

@@ -134,8 +134,8 @@ def _telling_who_works(model: Cascade, bar: Progress) -> Iterator[None]:
         bar.advance(0, at=f"{who}, step {times}")
 
     handles = [
-        network.register_forward_pre_hook(lambda *_, who=who: asked(who))
-        for who, network in model.networks().items()
+        module.register_forward_pre_hook(lambda *_, who=who: asked(who))
+        for who, module in model.steps().items()
     ]
     try:
         yield
