@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -20,12 +21,17 @@ from .denoising import draw_timesteps, loss_at_random_times
 
 @dataclass(frozen=True)
 class DecoderObjectiveConfig:
-    """Paper section 2.1 and appendix C: z_i dropped in 10 %, the caption in 50 %."""
+    """Paper section 2.1 and appendix C: z_i dropped in 10 %, the caption in 50 %.
+
+    `condition: text_embedding` trains the decoder of section 5.1 that is given z_t in the place of
+    z_i, and needs no prior; a cascade does not take it.
+    """
 
     image_size: int = 64
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     embedding_scale: float = 17.2
+    condition: Literal["image_embedding", "text_embedding"] = "image_embedding"
     drop_image: float = 0.1
     drop_text: float = 0.5
 
@@ -50,12 +56,13 @@ class DecoderObjective:
     def given(self, model: nn.Module, batch: Batch, random: SampleRandom) -> tuple[Tensor, Network]:
         """x_0 of the batch, and the model under the batch's conditions, some of them dropped."""
         assert batch.image is not None
-        assert batch.image_embedding is not None
+        embedding: Tensor | None = getattr(batch, self.config.condition)
+        assert embedding is not None
         assert batch.tokens is not None
         keep_text = random.uniform("drop_text") >= self.config.drop_text  # [B]
         keep_image = random.uniform("drop_image") >= self.config.drop_image  # [B]
         text = self.text(drop_captions(batch.tokens, keep_text, self.text.null_tokens))
-        z_i = self.config.embedding_scale * batch.image_embedding  # [B, D]
+        z_i = self.config.embedding_scale * embedding  # [B, D]
         x0 = to_signal(batch.image)  # [B, 3, S, S]
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:

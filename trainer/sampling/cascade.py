@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from base.errors import UserError
 from trainer.builders import load_encoders
 from trainer.config import Precision
 from trainer.engine.open import hardware_precision
@@ -131,13 +132,19 @@ def load_cascade(config: CascadeConfig, precision: Precision | None = None) -> C
     device = local_device()
     chosen = precision or hardware_precision(device)
     text, image = load_encoders(config.clip)
+    decoder = load_part(config.decoder, "decoder", device, chosen)
+    if decoder.config.objective.condition != "image_embedding":
+        raise UserError(
+            f"decoder.run: {config.decoder.run} was trained with objective.condition "
+            f"{decoder.config.objective.condition}, expected image_embedding: a cascade gives z_i"
+        )
     return Cascade(
         config=config,
         device=device,
         text=text.to(device),
         image=image,
         prior=load_prior(config.prior, device, chosen),
-        decoder=load_part(config.decoder, "decoder", device, chosen),
+        decoder=decoder,
         upsamplers=tuple(
             load_part(item, "upsampler", device, chosen) for item in config.upsamplers
         ),
