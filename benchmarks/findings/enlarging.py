@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from base.progress import Progress
 from benchmarks.findings.comparisons import drawn
 from benchmarks.findings.drawings import Studio
 from benchmarks.findings.figures import difference, mean
-from benchmarks.findings.judging import Judged, judge
+from benchmarks.findings.judging import judge
 from benchmarks.findings.plan import Plan
+from benchmarks.findings.sheets import SHOWN, sheet
 from benchmarks.findings.tables import Row, Table
 from trainer.diffusion.degradations import enlarge, shrink
 from trainer.evaluation.measures import psnr
 from trainer.objectives.conditions import to_pixels, to_signal
 from trainer.sampling.parts import Part
+from trainer.sampling.sheet import save_image
 
 _CLEAN = ("up64_clean", "up256_clean")  # extras, in the order of the cascade
 _CORRUPTED, _NOT = "trained on corrupted pictures", "trained on clean pictures"
@@ -35,8 +36,11 @@ def upsamplers(studio: Studio, plan: Plan) -> Iterator[Table]:
             parts = {_CORRUPTED: usual, _NOT: studio.upsampler(studio.out / _CLEAN[level], level)}
             name = f"{usual.config.objective.image_size // 4} → {usual.config.objective.image_size}"
             yield Table(f"{name}, true pictures", "upsampler", _true(studio, plan, parts, bar))
-            few = small[: own[level]]
-            yield from _own(studio, name, parts, few, bar)
+            made = _enlarged(studio, parts, small[: own[level]], bar)
+            sheet_of = {kind: pixels[:SHOWN] for kind, pixels in made.items()}
+            image = sheet(sheet_of, studio.pairs.captions[:SHOWN])
+            save_image(image, studio.out / f"upsamplers-{level + 1}.png")
+            yield from _own(studio, name, made)
             if level + 1 in levels:
                 small = studio.enlarged(usual, small[: own[level + 1]], plan.usual.seed, None)
 
@@ -55,19 +59,25 @@ def _true(studio: Studio, plan: Plan, parts: dict[str, Part], bar: Progress) -> 
     return rows
 
 
-def _own(
-    studio: Studio, name: str, parts: dict[str, Part], small: Tensor, bar: Progress
-) -> Iterator[Table]:
-    """What becomes of the decoder's own pictures, float [N, 3, S, S]."""
-    found = {"bicubic": _judge(studio, enlarge(small, 4).clamp(-1, 1))}
-    for kind, part in parts.items():
-        found[kind] = _judge(studio, studio.enlarged(part, small, 0, bar))
+def _enlarged(
+    studio: Studio, parts: dict[str, Part], small: Tensor, bar: Progress
+) -> dict[str, Tensor]:
+    """The decoder's own pictures, float [N, 3, S, S], by what made them larger: uint8 pictures."""
+    made = {"bicubic": enlarge(small, 4).clamp(-1, 1)}
+    made |= {kind: studio.enlarged(part, small, 0, bar) for kind, part in parts.items()}
+    return {kind: to_pixels(pictures) for kind, pictures in made.items()}
+
+
+def _own(studio: Studio, name: str, made: dict[str, Tensor]) -> Iterator[Table]:
+    """What became of the decoder's own pictures."""
+    found = {}
+    for kind, pixels in made.items():
+        pairs = studio.pairs.take(range(len(pixels)))
+        found[kind] = judge(pixels, studio.look(pixels), pairs)
     rows = [Row(kind, judged.figures()) for kind, judged in found.items()]
     yield Table(f"{name}, the decoder's pictures", "upsampler", rows)
-    less = [Row(_CORRUPTED, found[_CORRUPTED].beside(found[_NOT]))]
-    yield Table(f"{name}, the decoder's pictures, less those of the other", "upsampler", less)
-
-
-def _judge(studio: Studio, pictures: Tensor) -> Judged:
-    pixels = to_pixels(torch.as_tensor(pictures))
-    return judge(pixels, studio.look(pixels), studio.pairs.take(range(len(pixels))))
+    less = [
+        Row(f"{_CORRUPTED}, less {kind}", found[_CORRUPTED].beside(found[kind]))
+        for kind in ("bicubic", _NOT)
+    ]
+    yield Table(f"{name}, the same in pairs: {_CORRUPTED}", "upsampler", less)

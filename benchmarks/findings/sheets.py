@@ -20,14 +20,14 @@ from trainer.sampling.sheet import save_image
 
 _SIDE, _GAP, _LEFT, _LINE = 96, 4, 130, 13
 _CAPTION_LINES, _FONT = 4, 11
-_SHOWN = 8  # captions of a sheet
+SHOWN = 8  # captions of a sheet
 
 
 def write_sheets(studio: Studio, plan: Plan) -> list[Path]:
     """conditions.png and guidance.png beside what was drawn."""
-    captions = studio.pairs.captions[:_SHOWN]
+    captions = studio.pairs.captions[:SHOWN]
     rows = {
-        name: drawn(studio, plan, drawing).pictures[:_SHOWN]
+        name: drawn(studio, plan, drawing).pictures[:SHOWN]
         for name, drawing in plan.conditions().items()
     }
     conditions = studio.out / "conditions.png"
@@ -55,7 +55,7 @@ def sheet(rows: Mapping[str, Sequence[Tensor] | Tensor], captions: Sequence[str]
     image = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(image)
     for column, caption in enumerate(captions):
-        told = "\n".join(textwrap.wrap(caption, _SIDE // 5)[:_CAPTION_LINES])
+        told = "\n".join(textwrap.wrap(caption, _SIDE // 6)[:_CAPTION_LINES])
         draw.multiline_text((_LEFT + column * step, 2), told, "black", font, spacing=1)
     for line, (name, pictures) in enumerate(rows.items()):
         y = top + line * step
