@@ -8,7 +8,7 @@ from typing import NamedTuple
 from benchmarks.findings.drawings import Drawing
 
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, 4.0)
-PRIOR_GUIDANCE = (1.0, 2.0, 4.0)
+FEWER = (1.0, 2.0, 4.0)  # of the decoder without z_i, and of the prior
 TOGETHER = 4  # pictures of one caption whose variety is measured
 USUAL = "z_i of the diffusion prior"
 
@@ -56,8 +56,8 @@ class Plan:
         usual, alone = self.usual, replace(self.usual, source="none")
         return {
             "the decoder's guidance": {s: replace(usual, guidance=s) for s in GUIDANCE},
-            "the decoder's, the caption alone": {s: replace(alone, guidance=s) for s in GUIDANCE},
-            "the prior's guidance": {s: replace(usual, prior_guidance=s) for s in PRIOR_GUIDANCE},
+            "the decoder's, the caption alone": {s: replace(alone, guidance=s) for s in FEWER},
+            "the prior's guidance": {s: replace(usual, prior_guidance=s) for s in FEWER},
         }
 
     def count(self, drawing: Drawing) -> int:
