@@ -19,6 +19,7 @@ from benchmarks.findings.extras import EXTRAS, train_extras
 from benchmarks.findings.plan import Counts, Plan
 from benchmarks.findings.sheets import write_plot, write_sheets
 from benchmarks.findings.tables import Table
+from unclip.demo.config import load_demo_config
 from unclip.demo.heldout import Pairs, balanced, distinct, read_pairs
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "tiny"
@@ -41,8 +42,6 @@ def heldout(demo: Path, count: int, seed: int) -> Pairs:
 
 def find(demo: Path, out: Path, configs: Path, counts: Counts, extras: tuple[str, ...]) -> str:
     """Train, draw and measure what is missing; the tables as a page."""
-    from unclip.demo.config import load_demo_config
-
     pairs = heldout(demo, counts.captions, load_demo_config(configs).corpus.seed)
     train_extras(demo, out, configs, extras)
     studio = Studio(demo, out, pairs)
