@@ -125,9 +125,9 @@ class DiffusionPrior(nn.Module):
         """What captions are to the network at any x_t and t: `answer` goes on with it.
 
         Attention is causal, and the caption comes first. Inputs as for `forward`; no gradient is
-        taken.
+        taken. Padding stays: how long the other captions of a batch are would be seen in the last
+        digits of a sample.
         """
-        text_states, text_mask = without_padding(text_states, text_mask)
         keep = F.pad(text_mask, (0, _EXTRA_TOKENS), value=True)  # [B, L + 4]
         blocks = [KeysValues(keep.shape[1]) for _ in self.blocks]
         x = self._caption(text_states, text_embedding)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ class DecoderObjectiveConfig:
     """Paper section 2.1 and appendix C: z_i dropped in 10 %, the caption in 50 %.
 
     `embedding_length`: as of the prior's objective; Karlo's decoder takes `raw` at scale 1.
+    `condition: text_embedding` trains the decoder of section 5.1 that is given z_t in the place of
+    z_i, and needs no prior; a cascade does not take it.
     """
 
     image_size: int = 64
@@ -31,6 +34,7 @@ class DecoderObjectiveConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     embedding_scale: float = 17.2
     embedding_length: Length = "unit"
+    condition: Literal["image_embedding", "text_embedding"] = "image_embedding"
     drop_image: float = 0.1
     drop_text: float = 0.5
 
@@ -54,16 +58,23 @@ class DecoderObjective:
     def begin(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         """Nothing is shared between micro-batches."""
 
+    def embedding(self, batch: Batch) -> Tensor:
+        """What the decoder is given of a batch, z_i or z_t, in its space, unscaled. [B, D]"""
+        if self.config.condition == "text_embedding":
+            given, norms = batch.text_embedding, batch.text_norm
+        else:
+            given, norms = batch.image_embedding, batch.image_norm
+        assert given is not None
+        return self.space.stored(given, norms)
+
     def given(self, model: nn.Module, batch: Batch, random: SampleRandom) -> tuple[Tensor, Network]:
         """x_0 of the batch, and the model under the batch's conditions, some of them dropped."""
         assert batch.image is not None
-        assert batch.image_embedding is not None
         assert batch.tokens is not None
         keep_text = random.uniform("drop_text") >= self.config.drop_text  # [B]
         keep_image = random.uniform("drop_image") >= self.config.drop_image  # [B]
         text = self.text(drop_captions(batch.tokens, keep_text, self.text.null_tokens))
-        stored = self.space.stored(batch.image_embedding, batch.image_norm)
-        z_i = self.config.embedding_scale * stored  # [B, D]
+        z_i = self.config.embedding_scale * self.embedding(batch)  # [B, D]
         x0 = to_signal(batch.image)  # [B, 3, S, S]
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:

@@ -163,6 +163,11 @@ def load_cascade(config: CascadeConfig, precision: Precision | None = None) -> C
     device = local_device()
     chosen = precision or hardware_precision(device)
     decoder = load_part(config.decoder, "decoder", device, chosen)
+    if decoder.config.objective.condition != "image_embedding":
+        raise UserError(
+            f"decoder.run: {config.decoder.run} was trained with objective.condition "
+            f"{decoder.config.objective.condition}, expected image_embedding: a cascade gives z_i"
+        )
     length: Length = decoder.config.objective.embedding_length
     prior = None
     if config.prior is not None:

@@ -67,12 +67,10 @@ class ProgressPictures:
 
 def _decoder_rows(part: Part, objective: Any, batch: Batch) -> list[Tensor]:
     assert batch.tokens is not None
-    assert batch.image_embedding is not None
     assert batch.image is not None
     text, null = objective.text(batch.tokens), no_captions(objective.text, len(batch))
     random = SampleRandom(0, batch.positions)
-    z_i = objective.space.stored(batch.image_embedding, batch.image_norm)
-    made = decode(part, z_i, text, null, random)
+    made = decode(part, objective.embedding(batch), text, null, random)
     return [made, to_signal(batch.image)]
 
 

@@ -101,6 +101,13 @@ def test_decoder_drops_image_and_caption_independently(text):
     torch.testing.assert_close(z_t[~keep_text], null.embedding.expand((~keep_text).sum(), -1))
 
 
+def test_a_decoder_may_be_given_the_text_embedding_in_the_place_of_z_i(text):
+    config = DecoderObjectiveConfig(embedding_scale=4.0, condition="text_embedding")
+    spy, data = Spy(), batch(text, 6)
+    DecoderObjective(config, text).loss(spy, data, SampleRandom(0, data.positions), None, 0)
+    torch.testing.assert_close(spy.rest[0], 4 * data.text_embedding)
+
+
 def test_a_loss_depends_on_seed_and_position_alone(text):
     config = DecoderObjectiveConfig(image_size=8)
     objective = DecoderObjective(config, text)

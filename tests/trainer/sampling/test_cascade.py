@@ -1,6 +1,7 @@
 """The cascade on networks with random weights: what belongs to a caption's position stays there."""
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,12 +9,14 @@ import torch
 from small_cascade import CAPTIONS, CLEAN, UNET, Sampler, cascade, part
 from torch import nn
 
+from base.errors import UserError
 from trainer.diffusion.process import Diffusion, DiffusionConfig
 from trainer.models.ar_prior import ArPrior, ArPriorConfig
 from trainer.models.decoder import Decoder, DecoderConfig
 from trainer.objectives.decoder import DecoderObjectiveConfig
 from trainer.objectives.prior import PriorObjectiveConfig
 from trainer.sampling.ar_prior import ArPart
+from trainer.sampling.cascade import load_cascade
 from trainer.sampling.config import PriorPart
 from trainer.sampling.uses import from_text
 
@@ -131,3 +134,18 @@ def test_a_prior_is_not_clamped_in_its_scaled_space(predicts: Any) -> None:
     knows = dataclasses.replace(model, prior=prior)
     made = knows.sample_prior(knows.captions(CAPTIONS), knows.random(0, range(len(CAPTIONS))))
     torch.testing.assert_close(made, z_i.expand(len(CAPTIONS), 16), atol=1e-3, rtol=0)
+
+
+def test_a_decoder_that_wants_the_text_embedding_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder = cascade().decoder
+    objective = dataclasses.replace(decoder.config.objective, condition="text_embedding")
+    told: Any = SimpleNamespace(**{**vars(decoder.config), "objective": objective})
+    loaded = dataclasses.replace(decoder, config=told)
+    monkeypatch.setattr("trainer.sampling.cascade.load_encoders", lambda name: (None, None))
+    monkeypatch.setattr("trainer.sampling.cascade.load_part", lambda *given: loaded)
+    with pytest.raises(
+        UserError, match=r"^decoder\.run: decoder was trained with .*text_embedding"
+    ):
+        load_cascade(cascade().config)

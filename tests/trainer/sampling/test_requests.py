@@ -44,7 +44,7 @@ class Colours:
 
 @pytest.fixture
 def colours(monkeypatch: pytest.MonkeyPatch) -> Colours:
-    monkeypatch.setattr(requests, "load_cascade", lambda _: SimpleNamespace(networks=dict))
+    monkeypatch.setattr(requests, "load_cascade", lambda _: SimpleNamespace(steps=dict))
     return Colours()
 
 
@@ -187,7 +187,7 @@ def test_weights_are_chosen_for_all_networks_at_once(
         loaded.append(config)
         if config.prior.weights == "ema_0.070":
             raise UserError("weights: got 'ema_0.070'")
-        return SimpleNamespace(networks=dict)
+        return SimpleNamespace(steps=dict)
 
     monkeypatch.setattr(requests, "load_cascade", load)
     text = CASCADE + "upsamplers: [{run: up64}, {run: up256, weights: raw}]\n"
