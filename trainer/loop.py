@@ -214,13 +214,7 @@ def _run(session: Session, stop: StopFlag) -> None:
                     metrics.write(state, window, rate, {**_more(session, speed, window), **slow})
             divergence.look(stats)
             session.keep_averages(before)  # first: what lies beyond a checkpoint is dropped
-            if stats.sums[1]:
-                saves.end()
-                _stop(stats, config.out)
-            if stats.sums[3]:  # what was learned is saved first
-                if not state.skipped_in_row:
-                    saves.end()
-                _require_readable(session, coming)
+            _end_where_agreed(session, stats, saves, coming)
             due |= _crossed(before, state.samples, save_every)
             if due and not state.skipped_in_row:  # among steps that change nothing it waits
                 saves.begin()
@@ -230,6 +224,17 @@ def _run(session: Session, stop: StopFlag) -> None:
         saves.begin()
         saves.end()
         saves.show()
+
+
+def _end_where_agreed(session: Session, stats: StepStats, saves: _Saves, coming: Coming) -> None:
+    """Ends the run where a rank was asked to stop or cannot read on; what was learned is saved."""
+    if stats.sums[1]:
+        saves.end()
+        _stop(stats, session.config.out)
+    if stats.sums[3]:
+        if not session.state.skipped_in_row:
+            saves.end()
+        _require_readable(session, coming)
 
 
 class _Saves:
