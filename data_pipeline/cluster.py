@@ -64,8 +64,9 @@ def cluster(address: str | None = None) -> Iterator[Any]:
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    import ray
-
+    with StopFlag() as stop:  # modules that it imports drop an interrupt that is raised in them
+        import ray
+    stop.raise_if_requested()
     if ray.is_initialized():
         yield ray
         return

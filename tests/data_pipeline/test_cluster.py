@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,27 @@ def test_nothing_is_cancelled(
                 next(found)
     finally:
         (tmp_path / "over").touch()
+
+
+def test_an_interrupt_while_ray_is_imported_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "ray.py").write_text(
+        "import os, signal, time\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(0.1)\n"
+        "except:\n"
+        "    pass\n"
+        "is_initialized = lambda: exit('it went on')\n"
+    )
+    script = "from data_pipeline.cluster import cluster\nwith cluster(): pass"
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.splitlines()[-1] == "KeyboardInterrupt"
 
 
 def test_what_a_task_raises_comes_as_it_was_raised(ray_cluster: None, tmp_path: Path) -> None:
