@@ -64,7 +64,9 @@ def cluster(address: str | None = None) -> Iterator[Any]:
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    with StopFlag() as stop:  # modules that it imports drop an interrupt that is raised in them
+    # Python ignores what is raised in a callback, and importing has some (importlib._bootstrap):
+    # without a flag an interrupt in such a moment is lost, one of 45 in a trial.
+    with StopFlag() as stop:
         import ray
     stop.raise_if_requested()
     if ray.is_initialized():

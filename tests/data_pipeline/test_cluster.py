@@ -77,6 +77,7 @@ def test_nothing_is_cancelled(
 
 
 def test_an_interrupt_while_ray_is_imported_is_kept(tmp_path: Path) -> None:
+    """Where it would be lost is left to chance by Python; here the module drops it for certain."""
     (tmp_path / "ray.py").write_text(
         "import os, signal, time\n"
         "try:\n"
