@@ -17,7 +17,8 @@ def environment(**more: str) -> dict[str, str]:
     """The environment of a process that a test starts."""
     alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     path = os.pathsep.join([str(ROOT), str(HERE)])
-    return {**alone, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+    told = {"PYTHONFAULTHANDLER": "1"}  # a process that crashes says where
+    return {**alone, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **told, **more}
 
 
 def free_port() -> int:
@@ -66,7 +67,7 @@ class RankServer:
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        assert answer["codes"] == [0] * ranks, (answer["codes"], answer["errors"][-4000:])
+        assert answer["codes"] == [0] * ranks, (answer["codes"], answer["errors"][-20000:])
         return str(answer["out"])
 
     def close(self) -> None:

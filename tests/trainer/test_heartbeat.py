@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, cast
 
 import psutil
 import pytest
+import straggling
 import toy
 from processes import ROOT, environment
 
@@ -148,19 +150,31 @@ def test_a_straggler_leaves_its_stack_once(tmp_path: Path) -> None:
         stragglers.stop_watching()  # a quick one
         assert not path.exists()
         step([0.001, 0.1, 0.001])
-        length = path.stat().st_size
-        in_the_step_for(lambda: path.stat().st_size > length)
+        in_the_step_for(lambda: path.exists() and "Thread" in path.read_text())
         stragglers.stop_watching()
         text = path.read_text()
         assert text.startswith("in a step of this rank's own after 0.051 s\n")
         assert "in in_the_step_for" in text
         path.unlink()
-        step([0.1, 3600.0, 0.1])
+        step([0.001, 0.1, 0.001])
+        time.sleep(0.2)
         assert not path.exists()  # it has told
+    before = threading.active_count()
     with Stragglers(cast(Engine, Three()), tmp_path) as stragglers:
         step([0.1, 3600.0, 0.1])
-        assert path.exists()
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before  # the run's end does not wait for a step's
     assert not path.exists()
+
+
+def test_stacks_of_a_step_at_work_do_not_end_it(tmp_path: Path) -> None:
+    """faulthandler.dump_traceback_later did: it reads frames while they run."""
+    command = [sys.executable, straggling.__file__, str(tmp_path)]
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert int(run.stdout) > straggling.TIMES / 2
 
 
 def in_the_step_for(look: Any) -> None:

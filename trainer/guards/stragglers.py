@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import faulthandler
-import os
 import socket
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median_low
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from trainer.engine.base import Engine
 from trainer.guards.heartbeat import FOLDER
@@ -39,8 +39,7 @@ class Stragglers:
         self._path = slow_path(run, engine.rank)
         self._limit: float | None = None  # seconds after which stacks are wanted
         self._left = False
-        self._file: TextIO | None = None  # of the step that is watched
-        self._length = 0  # bytes of it before any stack
+        self._timer: threading.Timer | None = None  # of the step that is watched
 
     def __enter__(self) -> Stragglers:
         return self
@@ -82,22 +81,25 @@ class Stragglers:
 
     def watch(self) -> None:
         """When a step's own part begins: have stacks written if it takes long, and they lack."""
-        if self._limit is None or self._left or self._file is not None:
+        if self._limit is None or self._left or self._timer is not None:
             return
-        with suppress(OSError):  # a full disk must not end us
-            self._file = self._path.open("w")
-            self._file.write(f"in a step of this rank's own after {self._limit:.3f} s\n")
-            self._file.flush()
-            self._length = self._file.tell()
-            faulthandler.dump_traceback_later(self._limit, file=self._file)
+        # A thread of Python's own, which holds the lock while it reads the frames of others.
+        # faulthandler.dump_traceback_later holds none: frames that run meanwhile crash it, and us.
+        self._timer = threading.Timer(self._limit, self._leave_stacks, [self._limit])
+        self._timer.daemon = True
+        self._timer.start()
 
     def stop_watching(self) -> None:
         """When a step's own part is over, or the run is."""
-        if self._file is None:
+        if self._timer is None:
             return
-        faulthandler.cancel_dump_traceback_later()
-        self._left = os.fstat(self._file.fileno()).st_size > self._length
-        self._file.close()
-        if not self._left:
-            self._path.unlink(missing_ok=True)
-        self._file = None
+        self._timer.cancel()
+        self._timer.join()
+        self._timer = None
+
+    def _leave_stacks(self, limit: float) -> None:
+        with suppress(OSError), self._path.open("w") as file:  # a full disk must not end us
+            file.write(f"in a step of this rank's own after {limit:.3f} s\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+            self._left = True
