@@ -67,8 +67,11 @@ def main() -> None:
     options = parser.parse_args()
     captions = _captions(options.pictures)
     pipeline, (ours, *low) = _networks(("fp32", "bf16") if options.bf16 else ("fp32",))
-    differences = _differences(ours, pipeline, captions)
-    print("largest difference: z_i {:.1e}, pictures {:.1e}".format(*differences), flush=True)
+    for tables in ("as released", "in float64"):
+        differences = _differences(ours, pipeline, captions)
+        said = "largest difference, their tables {}: z_i {:.1e}, pictures {:.1e}"
+        print(said.format(tables, *differences), flush=True)
+        _in_double(pipeline)
     sides: dict[str, Callable[[], Seconds]] = {
         "diffusers": lambda: _theirs(pipeline, captions)[1],
         "ours": lambda: _ours(ours, captions),
@@ -151,7 +154,11 @@ def _sampled(precision: Precision, twins: Any, configs: Any) -> Ours:
         _PARTS, settings, configs, twins, diffusions, strict=True
     ):
         objective = SimpleNamespace(
-            image_size=_SIDE, embedding_scale=1.0, factor=_FACTOR, antialias=True
+            image_size=_SIDE,
+            embedding_length="unit",
+            embedding_scale=1.0,
+            factor=_FACTOR,
+            antialias=True,
         )
         told: Any = SimpleNamespace(stage=stage, model=config, objective=objective)
         module = type(pair.ours)(config)
@@ -220,6 +227,17 @@ def _marked(scheduler: UnCLIPScheduler, marks: list[float]) -> Iterator[None]:
 
     with patch.object(scheduler, "set_timesteps", marking):
         yield
+
+
+def _in_double(pipeline: UnCLIPPipeline) -> None:
+    """Its schedulers' tables in float64: of float32 1 - ᾱ_t / ᾱ_s has hardly a digit at first."""
+    level = Diffusion(DiffusionConfig()).alphas
+    for name in ("prior", "decoder", "super_res"):
+        scheduler = getattr(pipeline, f"{name}_scheduler")
+        before = torch.cat([torch.ones(1, dtype=torch.float64), level[:-1]])
+        scheduler.alphas, scheduler.alphas_cumprod = level / before, level
+        scheduler.betas = 1 - scheduler.alphas
+        scheduler.one = torch.ones((), dtype=torch.float64)
 
 
 def _differences(ours: Ours, pipeline: UnCLIPPipeline, captions: Captions) -> tuple[float, float]:
