@@ -16,6 +16,8 @@ from hypothesis import settings
 
 # Before torch is there: how many threads a sum has must not depend on which test came before.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What DeepSpeed compiles belongs to its own installation: two of them would take turns to compile.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 if str(Path(__file__).resolve().parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).resolve().parent))

@@ -275,7 +275,7 @@ def read_beat(run: Path, rank: int) -> Beat | None:
 
 
 def wait_for(look: Any, what: str) -> Any:
-    end = time.monotonic() + 90
+    end = time.monotonic() + 240  # a busy machine may first compile
     while time.monotonic() < end:
         if found := look():
             return found
