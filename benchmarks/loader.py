@@ -171,7 +171,8 @@ def main() -> None:
             ("webdataset", lambda n: theirs(pictures, options.workers, n)),
             ("unclip", lambda n: ours(pictures, needs, _BATCH, options.workers, n)),
         ]
-        print(*compare(both, options.count, options.repeats), sep="\n", flush=True)
+        whole = options.count // _BATCH * _BATCH  # batches are whole
+        print(*compare(both, whole, options.repeats), sep="\n", flush=True)
         rows = Needs(embeddings=True)
         both = [
             ("embedding-reader, in order", lambda n: scan(vectors, n)),
