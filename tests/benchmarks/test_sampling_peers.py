@@ -1,4 +1,4 @@
-"""The benchmark of sampling compares what is the same: small, its networks draw the same pictures."""
+"""The benchmark of sampling compares what is the same: its small nets draw the same pictures."""
 
 import re
 

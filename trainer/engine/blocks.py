@@ -12,14 +12,21 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+from torch.backends import cuda
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from base.errors import UserError, one_line
 from trainer.config import LoopConfig
-from trainer.models.attention import fast_attention_of_others
 from trainer.models.unet import UNet
 
 _FORMS = 8  # of one block's input that may be compiled: shares of a batch, training or not
+_KERNELS: dict[SDPBackend, Callable[[], bool]] = {  # of a CPU too, whatever the module is called
+    SDPBackend.CUDNN_ATTENTION: cuda.cudnn_sdp_enabled,
+    SDPBackend.FLASH_ATTENTION: cuda.flash_sdp_enabled,
+    SDPBackend.EFFICIENT_ATTENTION: cuda.mem_efficient_sdp_enabled,
+    SDPBackend.MATH: cuda.math_sdp_enabled,
+}
 
 
 @runtime_checkable
@@ -57,7 +64,7 @@ def apply_plan(module: nn.Module, train: LoopConfig, device: torch.device) -> No
         require_compiler(device)
         compile_blocks(blocks)
     if train.checkpoint_activations:
-        checkpoint_blocks(blocks, device)
+        checkpoint_blocks(blocks)
 
 
 def _turn_pictures(module: nn.Module) -> None:
@@ -73,17 +80,23 @@ def _turn_pictures(module: nn.Module) -> None:
         net.channels_last = True
 
 
-def checkpoint_blocks(blocks: Sequence[nn.Module], device: torch.device) -> None:
+def checkpoint_blocks(blocks: Sequence[nn.Module]) -> None:
     """Keep no activations inside the blocks; the backward pass runs each of them once more."""
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        # A backward pass runs outside of what a model's forward chose for other people's modules.
-        return nullcontext(), fast_attention_of_others(device)
+        # A backward pass runs outside of what a forward pass chose for other people's modules, and
+        # checkpoint() brings precision and random numbers back, but not which kernels may be used.
+        return nullcontext(), sdpa_kernel(_allowed_kernels())
 
     for block in blocks:
         _replace_forward(
             block, partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
         )
+
+
+def _allowed_kernels() -> list[SDPBackend]:
+    """Those that attention may use here and now; each keeps other tensors for its backward pass."""
+    return [kernel for kernel, is_allowed in _KERNELS.items() if is_allowed()]
 
 
 def compile_blocks(blocks: Sequence[nn.Module], backend: str = "inductor") -> None:

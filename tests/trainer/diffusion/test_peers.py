@@ -15,7 +15,7 @@ from trainer.diffusion.denoiser import denoiser
 from trainer.diffusion.process import Diffusion, DiffusionConfig, Estimate
 from trainer.diffusion.samplers import ancestral, ddim, ddim_inversion, dpm_solver, heun
 from trainer.diffusion.schedules import spaced_timesteps
-from trainer.diffusion.thresholds import clipped
+from trainer.diffusion.thresholds import clipped, dynamically_thresholded
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 COSINE = {"beta_schedule": "squaredcos_cap_v2"}
@@ -77,6 +77,31 @@ def test_ddim(predicts, eta):
     diffusion = Diffusion(DiffusionConfig(predicts=predicts))
     denoise = clipped(denoiser(diffusion, network))
     agree(ddim(denoise, diffusion, start(), steps_of(scheduler), eta, step_noise), theirs)
+
+
+@pytest.mark.parametrize("predicts", PREDICTS)
+@pytest.mark.parametrize("quantile", [0.9, 0.995])
+def test_dynamic_thresholds(predicts, quantile):
+    """Of two samples, one of them three times as wide: each has its own limit."""
+    scheduler = DDIMScheduler(
+        **COSINE,
+        thresholding=True,
+        dynamic_thresholding_ratio=quantile,
+        sample_max_value=1e9,  # theirs may end; ours has no largest limit, nor has the paper
+        timestep_spacing="leading",
+        set_alpha_to_one=True,
+        prediction_type=PREDICTS[predicts],
+    )
+    scheduler.set_timesteps(50)
+    x = start() * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
+
+    def wide_network(x, t):
+        return 2 * network(x, t)
+
+    theirs = walked(scheduler, wide_network, x, use_clipped_model_output=True)
+    diffusion = Diffusion(DiffusionConfig(predicts=predicts))
+    denoise = dynamically_thresholded(denoiser(diffusion, wide_network), quantile)
+    agree(ddim(denoise, diffusion, x, steps_of(scheduler)), theirs)
 
 
 @pytest.mark.parametrize("predicts", PREDICTS)
