@@ -25,7 +25,7 @@ Picture = Annotated[Path, typer.Argument(help="A picture; its middle square is t
 Out = Annotated[Path, typer.Option(help="Folder for the pictures.")]
 Count = Annotated[int, typer.Option(min=1, help="Pictures of each.")]
 Frames = Annotated[int, typer.Option(min=2, help="Pictures on the way, both ends included.")]
-Seed = Annotated[int, typer.Option(min=0, help="Every seed gives other pictures.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Every seed gives other pictures.")]
 Batch = Annotated[int, typer.Option(min=1, help="Pictures drawn together.")]
 Weights = Annotated[
     str | None, typer.Option(help="`raw`, `ema`, `ema_0.050` …; without it, the cascade's.")
