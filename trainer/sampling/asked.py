@@ -16,8 +16,8 @@ from trainer.rng import SampleRandom
 
 from . import uses
 from .cascade import Cascade
-from .inputs import box_mask, fitted, read_mask, read_picture
-from .painting import extend, paint
+from .inputs import box_mask, fitted, read_mask, read_picture, require_size, squared_mask
+from .painting import inpaint, outpaint
 from .principal import principal_directions
 from .requests import Drawn, Request
 
@@ -133,8 +133,7 @@ def of_inpainting(
     def draw(cascade: Cascade, positions: Sequence[int]) -> Drawn:
         side, rows = cascade.side, len(positions)
         known = fitted(whole[None], side).expand(rows, -1, -1, -1)
-        hidden = fitted(hole.to(torch.uint8)[None, None].expand(1, 3, -1, -1) * 255, side)
-        new = (hidden[:, :1] > 0).expand(rows, -1, -1, -1)
+        new = squared_mask(hole, side).expand(rows, 1, -1, -1)
         random = cascade.random(seed, positions)
         return Drawn(paint(cascade, known, new, [caption] * rows, random))
 
@@ -148,6 +147,7 @@ def of_outpainting(
     picture: Path, caption: str | None, size: tuple[int, int], count: int, seed: int
 ) -> Request:
     """`count` pictures of `size` (height, width) around a picture."""
+    require_size(size)
     whole = read_picture(picture)
 
     def draw(cascade: Cascade, positions: Sequence[int]) -> Drawn:

@@ -20,6 +20,7 @@ from trainer.rng import SampleRandom
 
 from .cascade import Cascade
 from .drawing import decoder_denoiser, upsampler_denoiser
+from .inputs import require_size
 from .windows import Box, painted_windows
 
 
@@ -56,6 +57,7 @@ def extend(
     Raises:
         UserError: the size is smaller than the pictures.
     """
+    require_size(size)
     side, (height, width) = cascade.side, size
     top, left = (height - side) // 2, (width - side) // 2
     known = Box(top, left, top + side, left + side)
