@@ -25,14 +25,14 @@ _MOST_SAMPLES = KEYS_PER_SHARD * MAX_SHARDS  # of a DATASET
 class Networks:
     """A cascade's networks, loaded when they are first asked for and then kept."""
 
-    def __init__(self, config: CascadeConfig) -> None:
-        self._config = config
+    def __init__(self) -> None:
         self._loaded: Cascade | None = None
 
     def at(self, config: CascadeConfig) -> Cascade:
-        """The cascade with the decoder's settings of `config`, which names the same runs."""
+        """The cascade with the decoder's settings of `config`, which names the same checkpoints as
+        at other times."""
         if self._loaded is None:
-            self._loaded = load_cascade(self._config)
+            self._loaded = load_cascade(config)
         decoder = replace(self._loaded.decoder, settings=config.decoder)
         return replace(self._loaded, config=config, decoder=decoder)
 

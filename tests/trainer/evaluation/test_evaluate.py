@@ -12,6 +12,7 @@ import toy
 from PIL import Image
 from processes import HERE, environment
 from small_cascade import cascade as small_cascade
+from small_cascade import write_cascade
 from typer.testing import CliRunner
 
 import trainer.evaluation.drawn as drawn
@@ -22,7 +23,6 @@ from trainer.cli import app
 from trainer.evaluation.page import COLUMNS
 from trainer.evaluation.report import summary
 
-CASCADE = "clip: clip\nprior: {run: prior}\ndecoder: {run: decoder, guidance: 3.0}\n"
 COUNT = 11
 Run = Callable[..., dict[str, Any]]
 
@@ -30,8 +30,7 @@ Run = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with cascade.yaml and a DATASET whose embeddings have the small CLIP's width."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    (folder / "cascade.yaml").write_text(CASCADE)
+    folder = write_cascade(tmp_path_factory.mktemp("evaluated"), "guidance: 3.0")
     toy.write_dataset(folder / "data", (6, 0, 5), dim=16)
     return folder
 
