@@ -183,9 +183,11 @@ def load_cascade(config: CascadeConfig, precision: Precision | None = None) -> C
         device=device,
         text=text.to(device),
         image=image,
+    upsamplers = tuple(load_upsampler(item, device, chosen) for item in config.upsamplers)
+    _require_chain(decoder, upsamplers)
         prior=prior,
         decoder=decoder,
-        upsamplers=tuple(load_upsampler(item, device, chosen) for item in config.upsamplers),
+        upsamplers=upsamplers,
     )
 
 
@@ -195,3 +197,17 @@ def _length_of(prior: Part | ArPart) -> Length:
         return "unit"
     length: Length = prior.config.objective.embedding_length
     return length
+def _require_chain(decoder: Part, upsamplers: Sequence[Part]) -> None:
+    """Each upsampler was trained for pictures as large as what is before it gives."""
+    before, side = decoder, decoder.config.objective.image_size
+    for number, part in enumerate(upsamplers):
+        objective = part.config.objective
+        taken = objective.image_size // objective.factor
+        if taken != side:
+            raise UserError(
+                f"upsamplers.{number}.run: {part.settings.run}: enlarges {taken}×{taken} pixels, "
+                f"expected {side}×{side} as {before.settings.run} gives them"
+            )
+        before, side = part, objective.image_size
+
+

@@ -149,3 +149,25 @@ def test_a_decoder_that_wants_the_text_embedding_is_refused(
         UserError, match=r"^decoder\.run: decoder was trained with .*text_embedding"
     ):
         load_cascade(cascade().config)
+
+
+@pytest.mark.parametrize("side", [8, 16])
+def test_an_upsampler_takes_what_is_before_it(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = cascade()
+    (larger,) = model.upsamplers
+    objective = dataclasses.replace(larger.config.objective, image_size=4 * side)
+    told: Any = SimpleNamespace(**{**vars(larger.config), "objective": objective})
+    loaded = dataclasses.replace(larger, config=told)
+    for name, made in (("part", model.decoder), ("prior", model.prior), ("upsampler", loaded)):
+        monkeypatch.setattr(f"trainer.sampling.cascade.load_{name}", lambda *_, made=made: made)
+    monkeypatch.setattr(
+        "trainer.sampling.cascade.load_encoders", lambda *_: (model.text, model.image)
+    )
+    if side == 8:
+        assert load_cascade(model.config).side == 32
+        return
+    with pytest.raises(UserError) as caught:
+        load_cascade(model.config)
+    assert str(caught.value) == (
+        "upsamplers.0.run: up: enlarges 16×16 pixels, expected 8×8 as decoder gives them"
+    )
