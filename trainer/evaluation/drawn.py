@@ -48,7 +48,7 @@ def of_pairs(pairs: Pairs, seed: int, data: str, repeats: int = 1) -> Request:
         split = [divmod(position, repeats) for position in positions]
         places = [pairs.indices[row] + number * _MOST_SAMPLES for row, number in split]
         captions = [pairs.captions[row] for row, _ in split]
-        return Drawn(uses.from_text(cascade, captions, cascade.random(seed, places)))
+        return Drawn(uses.text(cascade, captions, cascade.random(seed, places)))
 
     about = [
         {"caption": caption, "index": index}

@@ -25,7 +25,7 @@ from .windows import Box, painted_windows
 
 
 @torch.inference_mode()
-def paint(
+def inpaint(
     cascade: Cascade,
     pictures: Tensor,
     new: Tensor,
@@ -42,7 +42,7 @@ def paint(
 
 
 @torch.inference_mode()
-def extend(
+def outpaint(
     cascade: Cascade,
     pictures: Tensor,
     size: tuple[int, int],
@@ -55,7 +55,7 @@ def extend(
     captions what is added is of the picture's own z_i.
 
     Raises:
-        UserError: the size is smaller than the pictures.
+        UserError: the size is smaller than the pictures, or of more than 100 million pixels.
     """
     require_size(size)
     side, (height, width) = cascade.side, size

@@ -121,7 +121,7 @@ def test_stopped_and_continued_with_another_batch(
 ) -> None:
     """What was drawn stays, and the figures are those of an evaluation never stopped."""
     out, calls = tmp_path / "out", list[int]()
-    plain = drawn.uses.from_text
+    plain = drawn.uses.text
 
     def stopping(cascade: Any, captions: Any, random: Any) -> Any:
         if len(calls) == 2:
@@ -129,12 +129,12 @@ def test_stopped_and_continued_with_another_batch(
         calls.append(len(captions))
         return plain(cascade, captions, random)
 
-    monkeypatch.setattr(drawn.uses, "from_text", stopping)
+    monkeypatch.setattr(drawn.uses, "text", stopping)
     with pytest.raises(Stopped):
         run("--out", out, "--batch", 4, "--repeats", 2)
     assert len(pixels(out / "pictures" / "guidance_3")) == sum(calls) == 8
     assert not (out / "report.json").exists()
-    monkeypatch.setattr(drawn.uses, "from_text", plain)
+    monkeypatch.setattr(drawn.uses, "text", plain)
     report = run("--out", out, "--batch", 3, "--repeats", 2)
     assert pixels(out / "pictures" / "guidance_3") == pixels(whole[0] / "pictures" / "guidance_3")
     expected = whole[1]["results"][0]
