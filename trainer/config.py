@@ -13,6 +13,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Weight = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]  # an exponential average's decay
 LARGEST_STD = 0.288  # EDM2's sigma_rel of a power function; just below that of a plain mean
@@ -143,7 +144,7 @@ class TrainConfig(Config, Generic[ModelT, ObjectiveT]):
     data: DataConfig
     clip: str | None = None  # a RUN of stage clip, or what `--clip` takes, for text states
     init_from: str | None = None  # RUN[@SAMPLES][:WEIGHTS] or FILE.safetensors; None: random
-    seed: Count = 0
+    seed: Seed = 0
     model: ModelT
     objective: ObjectiveT
     optim: OptimConfig = OptimConfig()

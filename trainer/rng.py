@@ -38,6 +38,9 @@ class SampleRandom:
     `positions` (int64, [B]) are the samples' places in the global order; `purpose` names a draw, so
     that adding one leaves the others as they were. The same (seed, position, purpose, shape) gives
     the same numbers on every device up to the rounding of log and cos.
+
+    Raises:
+        ValueError: the seed is not in [0, 2^64), or positions are no int64 [B].
     """
 
     def __init__(self, seed: int, positions: Tensor) -> None:
@@ -45,6 +48,8 @@ class SampleRandom:
             raise ValueError(
                 f"positions: got {positions.dtype} {tuple(positions.shape)}, expected int64 [B]"
             )
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed: got {seed}, expected 0 to 2^64 - 1")
         self._key = (seed & _MASK, (seed >> 32) & _MASK)
         self._positions = positions
 

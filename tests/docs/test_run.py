@@ -25,11 +25,11 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("base", "data_pipeline", "slurm", "trainer", "unclip")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-_RUN = re.compile(r"(unclip|torchrun|echo) ")
+_RUN = re.compile(r"(unclip|torchrun|echo|python -c) ")
 
 
 def lines_of(page: Path) -> Iterator[str]:
-    """The lines of a page's bash blocks that run a command of ours, or write a file for one.
+    """The lines of a page's bash blocks that run a command of ours, or make a file for one.
 
     `make` builds an environment of its own; its targets call what is run here.
     """
@@ -67,9 +67,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         path.write_text(path.read_text().replace("runs/micro", "runs/tiny"))
     programs = place / "bin"
     programs.mkdir()
-    torchrun = programs / "torchrun"
-    torchrun.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n')
-    torchrun.chmod(0o755)
+    for name, words in (("torchrun", "-m torch.distributed.run"), ("python", "")):
+        program = programs / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        program.chmod(0o755)
     with warm_program(programs / "unclip", "unclip", place):
         run("unclip demo --out runs/demo", place, place)
         run("unclip data synth photos --count 40 --size 256", place, place)

@@ -1,5 +1,8 @@
-"""A cascade of networks with random weights: 8 × 8, then 32 × 32."""
+"""A cascade of networks with random weights: 8 × 8, then 32 × 32; files that stand for one."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -7,6 +10,17 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
+from trainer.checkpoint.folders import point_latest
+from trainer.checkpoint.manifest import (
+    FOLDER,
+    MANIFEST,
+    TRAINER,
+    Manifest,
+    folder_name,
+    rank_file,
+    sealed,
+)
+from trainer.checkpoint.tensors import FileRecord
 from trainer.diffusion.process import Diffusion, DiffusionConfig
 from trainer.models.clip import (
     Clip,
@@ -42,6 +56,29 @@ UNET = UNetConfig(
 CLEAN = DiffusionConfig(predicts="x0")  # random networks then leave pixels between black and white
 SCORES = Scores("0", "ema", 8, {0: 1.0, 500: 1.0, 999: 1.0})
 UP = UNetConfig(in_channels=6, channels=16, multipliers=(1, 2), blocks=1, scale_shift=False)
+
+
+def write_cascade(folder: Path, decoder: str = "", upsamplers: Sequence[str] = ()) -> Path:
+    """cascade.yaml and RUNs that have begun; `decoder` holds settings of its own, such as
+    "steps: 3". Gives the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    larger = ", ".join(f"{{run: {name}}}" for name in upsamplers)
+    text = f"clip: clip\nprior: {{run: prior}}\ndecoder: {{run: decoder, {decoder}}}\n"
+    (folder / "cascade.yaml").write_text(f"{text}upsamplers: [{larger}]\n")
+    for name in ("prior", "decoder", *upsamplers):
+        if not (folder / name).is_dir():
+            train(folder / name, 64)
+    return folder
+
+
+def train(run: Path, samples: int) -> None:
+    """A RUN's next checkpoint, as far as its record goes."""
+    folder = run / FOLDER / folder_name(samples)
+    folder.mkdir(parents=True)
+    files = {name: FileRecord(bytes=1, sha256="0" * 64) for name in (TRAINER, rank_file(0))}
+    record = Manifest(samples, 1, 1, ("master",), {}, {}, files, {}).to_json()
+    (folder / MANIFEST).write_text(json.dumps(sealed(record)))
+    point_latest(run, folder)
 
 
 def part(network: nn.Module, settings: Any, config: Any, objective: Any, stage: str) -> Part:

@@ -44,6 +44,12 @@ def test_a_sample_draws_the_same_alone_and_in_any_batch(positions, seed, width):
         )
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_would_be_another_ones_is_refused(seed):
+    with pytest.raises(ValueError, match=rf"seed: got {seed}, expected 0 to 2\^64 - 1"):
+        SampleRandom(seed, torch.arange(1))
+
+
 def test_purposes_seeds_and_positions_differ():
     draws = [
         SampleRandom(seed, torch.tensor([position])).normal(purpose, 16)

@@ -130,9 +130,9 @@ def test_raw_uses_turn_directions_and_keep_lengths() -> None:
     captions = (["a red circle"] * 2, ["a blue square"] * 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(model), "decode", spied)
-        uses.text_difference(model, shown, *captions, share, random)
+        uses.text_diff(model, shown, *captions, share, random)
         axes = torch.eye(16)[:4]
-        uses.projection(model, model.look(shown), torch.zeros(16), axes, random)
+        uses.pca(model, shown, torch.zeros(16), axes, random)
     before = model.look(shown)
     assert (before.norm(dim=1) - 1).abs().min() > 0.1  # not of unit length by chance
     for turned in z_i:

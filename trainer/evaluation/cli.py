@@ -30,7 +30,9 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Distinct captions; without it all, at most 1000."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Every seed gives other pictures.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**64 - 1, help="Every seed gives other pictures.")
+    ] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn together.")] = 16,
     guidance: Annotated[
         str | None,

@@ -25,14 +25,14 @@ _MOST_SAMPLES = KEYS_PER_SHARD * MAX_SHARDS  # of a DATASET
 class Networks:
     """A cascade's networks, loaded when they are first asked for and then kept."""
 
-    def __init__(self, config: CascadeConfig) -> None:
-        self._config = config
+    def __init__(self) -> None:
         self._loaded: Cascade | None = None
 
     def at(self, config: CascadeConfig) -> Cascade:
-        """The cascade with the decoder's settings of `config`, which names the same runs."""
+        """The cascade with the decoder's settings of `config`, which names the same checkpoints as
+        at other times."""
         if self._loaded is None:
-            self._loaded = load_cascade(self._config)
+            self._loaded = load_cascade(config)
         decoder = replace(self._loaded.decoder, settings=config.decoder)
         return replace(self._loaded, config=config, decoder=decoder)
 
@@ -48,7 +48,7 @@ def of_pairs(pairs: Pairs, seed: int, data: str, repeats: int = 1) -> Request:
         split = [divmod(position, repeats) for position in positions]
         places = [pairs.indices[row] + number * _MOST_SAMPLES for row, number in split]
         captions = [pairs.captions[row] for row, _ in split]
-        return Drawn(uses.from_text(cascade, captions, cascade.random(seed, places)))
+        return Drawn(uses.text(cascade, captions, cascade.random(seed, places)))
 
     about = [
         {"caption": caption, "index": index}

@@ -25,6 +25,7 @@ from data_pipeline.schema.dataset import DatasetInfo, read_dataset
 from data_pipeline.schema.scenes import Scene, is_unseen
 from trainer.loader.shards import Shards, whole_dataset
 from trainer.sampling.cascade import Cascade
+from trainer.sampling.checkpoints import at_checkpoints
 from trainer.sampling.config import CascadeConfig, load_cascade_config, with_guidance
 from trainer.sampling.meeting import Meeting, meeting
 from trainer.sampling.requests import draw_missing
@@ -87,6 +88,7 @@ def evaluate(asked: Evaluation) -> dict[str, Any] | None:
                 print(f"warning: {warning}", file=sys.stderr)
             stack.enter_context(Lease(asked.out))
         stop = stack.enter_context(StopFlag())
+        config = met.share(at_checkpoints(config))  # a RUN may go on while it is measured
         report = _Work(asked, config, data, met, stop).run(warnings)
         met.wait()
     return report
@@ -123,7 +125,7 @@ class _Work:
         self.met, self.stop = met, stop
         wanted = asked.guidance or (config.decoder.guidance,)
         self.configs = {guidance: with_guidance(config, guidance) for guidance in wanted}
-        self.networks = Networks(config)
+        self.networks = Networks()
 
     def run(self, warnings: list[str]) -> dict[str, Any] | None:
         """Draw, look, measure, write; on the other processes than the first the first two."""
@@ -163,9 +165,7 @@ class _Work:
         data, config = self.data.info.plan_fingerprint, self.configs[guidance]
         request = of_pairs(pairs, self.asked.seed, data, repeats)
         folder = self.asked.out / name / f"guidance_{guidance:g}"
-        return draw_missing(
-            request, config, folder, self.asked.batch, lambda: self.networks.at(config)
-        )
+        return draw_missing(request, config, folder, self.asked.batch, self.networks.at)
 
     def _true_pictures(self, side: int) -> Pictures:
         """As large as those that are drawn: it would be seen in the features."""

@@ -32,13 +32,16 @@ def decode_square(data: bytes, side: int, name: Callable[[], str]) -> Pixels:
     return square(pixels, side)
 
 
+def middle(height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of the largest square in the middle."""
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    return slice(top, top + short), slice(left, left + short)
+
+
 def square(pixels: Pixels, side: int) -> Pixels:
     """The middle square of pixels [H, W, 3], scaled to [side, side, 3]."""
-    height, width = pixels.shape[:2]
-    if height != width:
-        short = min(height, width)
-        top, left = (height - short) // 2, (width - short) // 2
-        pixels = pixels[top : top + short, left : left + short]
+    pixels = pixels[middle(*pixels.shape[:2])]
     if pixels.shape[0] == side:
         return pixels
     how = cv2.INTER_AREA if pixels.shape[0] > side else cv2.INTER_CUBIC

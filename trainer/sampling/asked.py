@@ -16,8 +16,8 @@ from trainer.rng import SampleRandom
 
 from . import uses
 from .cascade import Cascade
-from .inputs import box_mask, fitted, read_mask, read_picture
-from .painting import extend, paint
+from .inputs import box_mask, fitted, read_mask, read_picture, require_size, squared_mask
+from .painting import inpaint, outpaint
 from .principal import principal_directions
 from .requests import Drawn, Request
 
@@ -30,7 +30,7 @@ def of_text(
     def draw(cascade: Cascade, positions: Sequence[int]) -> Drawn:
         some = [captions[position] for position in positions]
         drawn = [
-            uses.from_text(cascade, some, _candidate(cascade, seed, number, positions), negative)
+            uses.text(cascade, some, _candidate(cascade, seed, number, positions), negative)
             for number in range(candidates)
         ]
         if cascade.image is None and candidates == 1:  # a CLIP that reads captions alone
@@ -67,7 +67,7 @@ def of_reconstruction(pictures: Sequence[Path], seed: int) -> Request:
 
     def draw(cascade: Cascade, positions: Sequence[int]) -> Drawn:
         given = _pictures(cascade, [pictures[position] for position in positions])
-        return Drawn(uses.reconstruction(cascade, given, cascade.random(seed, positions)))
+        return Drawn(uses.reconstruct(cascade, given, cascade.random(seed, positions)))
 
     return Request("reconstruct", seed, _of_files(pictures), draw)
 
@@ -81,7 +81,7 @@ def of_interpolation(start: Path, end: Path, frames: int, seed: int) -> Request:
         count = len(positions)
         one, other = (_pictures(cascade, [path] * count) for path in (start, end))
         random = cascade.random(seed, [0] * count)
-        return Drawn(uses.interpolation(cascade, one, other, shares[list(positions)], random))
+        return Drawn(uses.interpolate(cascade, one, other, shares[list(positions)], random))
 
     about = _of_shares(shares)
     return Request("interpolate", seed, about, draw, {"start": first, "end": last}, columns=frames)
@@ -96,7 +96,7 @@ def of_text_interpolation(start: str, end: str, frames: int, seed: int) -> Reque
         random = cascade.random(seed, [0] * count)
         between = shares[list(positions)]
         captions = ([start] * count, [end] * count)
-        return Drawn(uses.text_interpolation(cascade, *captions, between, random))
+        return Drawn(uses.interpolate_texts(cascade, *captions, between, random))
 
     about = _of_shares(shares)
     return Request("interpolate", seed, about, draw, {"start": start, "end": end}, columns=frames)
@@ -116,7 +116,7 @@ def of_text_diff(
         random = cascade.random(seed, [0] * count)
         captions = ([before] * count, [after] * count)
         some = shares[list(positions)]
-        return Drawn(uses.text_difference(cascade, given, *captions, some, random))
+        return Drawn(uses.text_diff(cascade, given, *captions, some, random))
 
     about = _of_shares(shares)
     settings = {**_of_files([picture])[0], "before": before, "after": after}
@@ -133,10 +133,9 @@ def of_inpainting(
     def draw(cascade: Cascade, positions: Sequence[int]) -> Drawn:
         side, rows = cascade.side, len(positions)
         known = fitted(whole[None], side).expand(rows, -1, -1, -1)
-        hidden = fitted(hole.to(torch.uint8)[None, None].expand(1, 3, -1, -1) * 255, side)
-        new = (hidden[:, :1] > 0).expand(rows, -1, -1, -1)
+        new = squared_mask(hole, side).expand(rows, 1, -1, -1)
         random = cascade.random(seed, positions)
-        return Drawn(paint(cascade, known, new, [caption] * rows, random))
+        return Drawn(inpaint(cascade, known, new, [caption] * rows, random))
 
     about = [{"caption": caption}] * count
     told = sha256_file(where) if isinstance(where, Path) else list(where)
@@ -148,13 +147,14 @@ def of_outpainting(
     picture: Path, caption: str | None, size: tuple[int, int], count: int, seed: int
 ) -> Request:
     """`count` pictures of `size` (height, width) around a picture."""
+    require_size(size)
     whole = read_picture(picture)
 
     def draw(cascade: Cascade, positions: Sequence[int]) -> Drawn:
         rows = len(positions)
         known = fitted(whole[None], cascade.side).expand(rows, -1, -1, -1)
         captions = None if caption is None else [caption] * rows
-        return Drawn(extend(cascade, known, size, captions, cascade.random(seed, positions)))
+        return Drawn(outpaint(cascade, known, size, captions, cascade.random(seed, positions)))
 
     about = [{"caption": caption or picture.name}] * count
     settings = {**_of_files([picture])[0], "height": size[0], "width": size[1]}
@@ -170,10 +170,9 @@ def of_pca(pictures: Sequence[Path], data: Path, dims: Sequence[int], seed: int)
         made = []
         for position in positions:  # each with directions of its own
             path, count = shown[position]
-            z_i = cascade.look(_pictures(cascade, [path]))
-            rows = directions[:count].to(z_i)
+            given = _pictures(cascade, [path])
             random = cascade.random(seed, [position // len(dims)])
-            made.append(uses.projection(cascade, z_i, mean.to(z_i), rows, random))
+            made.append(uses.pca(cascade, given, mean, directions[:count], random))
         return Drawn(torch.cat(made))
 
     told = _of_files([path for path, _ in shown])

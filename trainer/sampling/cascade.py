@@ -65,6 +65,12 @@ class Cascade:
         return self.text.space
 
     @property
+    def guided(self) -> bool:
+        """Whether prior or decoder is led away from what the caption does not say."""
+        parts = (self.config.prior, self.config.decoder)
+        return any(part is not None and part.guidance != 1 for part in parts)
+
+    @property
     def side(self) -> int:
         """Of the finished pictures, in pixels."""
         side: int = self.decoder.config.objective.image_size
@@ -177,6 +183,8 @@ def load_cascade(config: CascadeConfig, precision: Precision | None = None) -> C
                 f"prior.run: {config.prior.run}: gives embeddings of length {_length_of(prior)}, "
                 f"expected {length} as {config.decoder.run} takes them (objective.embedding_length)"
             )
+    upsamplers = tuple(load_upsampler(item, device, chosen) for item in config.upsamplers)
+    _require_chain(decoder, upsamplers)
     text, image = load_encoders(config.clip, EmbeddingSpace(length))
     return Cascade(
         config=config,
@@ -185,8 +193,22 @@ def load_cascade(config: CascadeConfig, precision: Precision | None = None) -> C
         image=image,
         prior=prior,
         decoder=decoder,
-        upsamplers=tuple(load_upsampler(item, device, chosen) for item in config.upsamplers),
+        upsamplers=upsamplers,
     )
+
+
+def _require_chain(decoder: Part, upsamplers: Sequence[Part]) -> None:
+    """Each upsampler was trained for pictures as large as what is before it gives."""
+    before, side = decoder, decoder.config.objective.image_size
+    for number, part in enumerate(upsamplers):
+        objective = part.config.objective
+        taken = objective.image_size // objective.factor
+        if taken != side:
+            raise UserError(
+                f"upsamplers.{number}.run: {part.settings.run}: enlarges {taken}×{taken} pixels, "
+                f"expected {side}×{side} as {before.settings.run} gives them"
+            )
+        before, side = part, objective.image_size
 
 
 def _length_of(prior: Part | ArPart) -> Length:

@@ -25,10 +25,19 @@ Picture = Annotated[Path, typer.Argument(help="A picture; its middle square is t
 Out = Annotated[Path, typer.Option(help="Folder for the pictures.")]
 Count = Annotated[int, typer.Option(min=1, help="Pictures of each.")]
 Frames = Annotated[int, typer.Option(min=2, help="Pictures on the way, both ends included.")]
-Seed = Annotated[int, typer.Option(min=0, help="Every seed gives other pictures.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Every seed gives other pictures.")]
 Batch = Annotated[int, typer.Option(min=1, help="Pictures drawn together.")]
 Weights = Annotated[
     str | None, typer.Option(help="`raw`, `ema`, `ema_0.050` …; without it, the cascade's.")
+]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="A.B=C",
+        help="A value over cascade.yaml's: `decoder.guidance=2`, `decoder.steps=50`, "
+        "`decoder.sampler=dpm++`, `upsamplers.0.steps=4`.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -36,7 +45,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 @app.command(
     epilog="Examples: `unclip generate text runs/demo 'a red circle on a white background'` · "
     "`unclip generate text runs/demo --file captions.txt --count 4 --seed 7 --out pictures` · "
-    "`unclip generate text runs/demo 'a red circle' --candidates 4 --negative 'a blue square'`. "
+    "`unclip generate text runs/demo 'a red circle' --candidates 4 --negative 'a blue square'` · "
+    "`unclip generate text runs/demo 'a red circle' --set decoder.guidance=2`. "
     "The noise of a picture follows from seed and position, whatever the batch."
 )
 def text(
@@ -56,6 +66,7 @@ def text(
     seed: Seed = 0,
     batch: Batch = 16,
     weights: Weights = None,
+    override: Override = None,
     json: Json = False,
 ) -> None:
     """Pictures of captions: 000000.png and so on, and pictures.json that says what they show.
@@ -70,7 +81,7 @@ def text(
 
     repeated = [caption for caption in wanted for _ in range(count)]
     asked = of_text(repeated, seed, candidates, negative)
-    _fulfil(asked, cascade, out, batch, weights, json)
+    _fulfil(asked, cascade, out, batch, weights, override, json)
 
 
 @app.command(
@@ -92,13 +103,14 @@ def variations(
     seed: Seed = 0,
     batch: Batch = 16,
     weights: Weights = None,
+    override: Override = None,
     json: Json = False,
 ) -> None:
     """Pictures with the same content, otherwise composed (paper section 3.1)."""
     from trainer.sampling.asked import of_variations
 
     asked = of_variations(pictures, count, eta, not fresh, seed)
-    _fulfil(asked, cascade, out, batch, weights, json)
+    _fulfil(asked, cascade, out, batch, weights, override, json)
 
 
 @app.command(epilog="Example: `unclip generate reconstruct runs/demo a.png b.png --out again`")
@@ -109,12 +121,13 @@ def reconstruct(
     seed: Seed = 0,
     batch: Batch = 16,
     weights: Weights = None,
+    override: Override = None,
     json: Json = False,
 ) -> None:
     """Pictures from their own latents: z_i by CLIP, x_T by DDIM inversion."""
     from trainer.sampling.asked import of_reconstruction
 
-    _fulfil(of_reconstruction(pictures, seed), cascade, out, batch, weights, json)
+    _fulfil(of_reconstruction(pictures, seed), cascade, out, batch, weights, override, json)
 
 
 @app.command(
@@ -133,6 +146,7 @@ def interpolate(
     seed: Seed = 0,
     batch: Batch = 16,
     weights: Weights = None,
+    override: Override = None,
     json: Json = False,
 ) -> None:
     """Pictures on the way from one to another (paper section 3.2)."""
@@ -142,7 +156,7 @@ def interpolate(
         asked = of_text_interpolation(start, end, frames, seed)
     else:
         asked = of_interpolation(Path(start), Path(end), frames, seed)
-    _fulfil(asked, cascade, out, batch, weights, json)
+    _fulfil(asked, cascade, out, batch, weights, override, json)
 
 
 @app.command(
@@ -162,13 +176,14 @@ def text_diff(
     seed: Seed = 0,
     batch: Batch = 16,
     weights: Weights = None,
+    override: Override = None,
     json: Json = False,
 ) -> None:
     """A picture changed as from one caption to another (paper section 3.3)."""
     from trainer.sampling.asked import of_text_diff
 
     asked = of_text_diff(picture, before, after, frames, most, seed)
-    _fulfil(asked, cascade, out, batch, weights, json)
+    _fulfil(asked, cascade, out, batch, weights, override, json)
 
 
 @app.command(
@@ -191,6 +206,7 @@ def inpaint(
     seed: Seed = 0,
     batch: Batch = 16,
     weights: Weights = None,
+    override: Override = None,
     json: Json = False,
 ) -> None:
     """Paint a part of a picture anew, as a caption says; the rest stays, pixel by pixel."""
@@ -200,7 +216,7 @@ def inpaint(
 
     where = mask if mask is not None else _corners(box or "")
     asked = of_inpainting(picture, where, caption, count, seed)
-    _fulfil(asked, cascade, out, batch, weights, json)
+    _fulfil(asked, cascade, out, batch, weights, override, json)
 
 
 @app.command(
@@ -221,13 +237,14 @@ def outpaint(
     seed: Seed = 0,
     batch: Batch = 16,
     weights: Weights = None,
+    override: Override = None,
     json: Json = False,
 ) -> None:
     """Go on beyond a picture's border, to any size; the picture stays in the middle."""
     from trainer.sampling.asked import of_outpainting
 
     asked = of_outpainting(picture, caption, _size(size), count, seed)
-    _fulfil(asked, cascade, out, batch, weights, json)
+    _fulfil(asked, cascade, out, batch, weights, override, json)
 
 
 @app.command(
@@ -245,20 +262,28 @@ def pca(
     seed: Seed = 0,
     batch: Batch = 16,
     weights: Weights = None,
+    override: Override = None,
     json: Json = False,
 ) -> None:
     """What is seen of a picture in the first principal directions of CLIP's space (section 3.4)."""
     from trainer.sampling.asked import of_pca
 
-    _fulfil(of_pca(pictures, data, _numbers(dims), seed), cascade, out, batch, weights, json)
+    asked = of_pca(pictures, data, _numbers(dims), seed)
+    _fulfil(asked, cascade, out, batch, weights, override, json)
 
 
 def _fulfil(
-    asked: Request, cascade: Path, out: Path, batch: int, weights: str | None, json: bool
+    asked: Request,
+    cascade: Path,
+    out: Path,
+    batch: int,
+    weights: str | None,
+    override: list[str] | None,
+    json: bool,
 ) -> None:
     from trainer.sampling.requests import fulfil, read_settings
 
-    paths = fulfil(asked, cascade, out, batch, weights)
+    paths = fulfil(asked, cascade, out, batch, weights, override or ())
     if json:
         shown: list[dict[str, Any]] = [{"file": str(p), **read_settings(p)} for p in paths]
         emit_json({"out": str(out), "seed": asked.seed, "pictures": shown})
@@ -268,7 +293,7 @@ def _fulfil(
 
 def _read_captions(file: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # with a byte-order mark or not
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 text") from error
     if not any(line.strip() for line in lines):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -112,27 +112,33 @@ class CascadeConfig(Config):
     upsamplers: tuple[UpsamplerPart, ...] = ()
 
 
+N = TypeVar("N", bound=NetworkConfig)
+Change = Callable[[str, NetworkConfig], dict[str, object]]
+"""A network and its place in the file, such as `prior` → what is to be other."""
+
+
 def with_weights(config: CascadeConfig, weights: str) -> CascadeConfig:
     """The same cascade, with these weights of every network but CLIP."""
-    return _with_networks(config, lambda network: {"weights": weights})
+    return with_networks(config, lambda _, network: {"weights": weights})
 
 
-def _with_networks(
-    config: CascadeConfig, change: Callable[[NetworkConfig], dict[str, str]]
-) -> CascadeConfig:
+def with_networks(config: CascadeConfig, change: Change) -> CascadeConfig:
     """The same cascade, `change` made to every network but CLIP."""
 
-    def upsampler(item: UpsamplerPart) -> UpsamplerPart:
-        last = item.last_step
-        changed = None if last is None else last.model_copy(update=change(last))
-        return item.model_copy(update={**change(item), "last_step": changed})
+    def changed(name: str, network: N) -> N:
+        return network.model_copy(update=change(name, network))
 
-    prior = config.prior
+    def upsampler(name: str, item: UpsamplerPart) -> UpsamplerPart:
+        last = item.last_step
+        last = None if last is None else changed(f"{name}.last_step", last)
+        return changed(name, item).model_copy(update={"last_step": last})
+
+    larger = enumerate(config.upsamplers)
     return config.model_copy(
         update={
-            "prior": None if prior is None else prior.model_copy(update=change(prior)),
-            "decoder": config.decoder.model_copy(update=change(config.decoder)),
-            "upsamplers": tuple(upsampler(item) for item in config.upsamplers),
+            "prior": None if config.prior is None else changed("prior", config.prior),
+            "decoder": changed("decoder", config.decoder),
+            "upsamplers": tuple(upsampler(f"upsamplers.{at}", item) for at, item in larger),
         }
     )
 
@@ -162,5 +168,5 @@ def load_cascade_config(path: Path, overrides: Sequence[str] = ()) -> CascadeCon
     def placed(name: str) -> str:
         return str(home / name) if (home / name).exists() else name
 
-    found = _with_networks(config, lambda network: {"run": placed(network.run)})
+    found = with_networks(config, lambda _, network: {"run": placed(network.run)})
     return found.model_copy(update={"clip": placed(config.clip)})

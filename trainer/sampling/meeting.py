@@ -39,6 +39,14 @@ class Meeting:
         if self.ranks > 1:
             dist.barrier()
 
+    def share(self, value: Any) -> Any:
+        """The first rank's value, on all."""
+        if self.ranks == 1:
+            return value
+        shared = [value]
+        dist.broadcast_object_list(shared)
+        return shared[0]
+
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value (on the CPU), in rank order, on the first; nothing on the others."""
         if self.ranks == 1:

@@ -20,11 +20,12 @@ from trainer.rng import SampleRandom
 
 from .cascade import Cascade
 from .drawing import decoder_denoiser, upsampler_denoiser
+from .inputs import require_size
 from .windows import Box, painted_windows
 
 
 @torch.inference_mode()
-def paint(
+def inpaint(
     cascade: Cascade,
     pictures: Tensor,
     new: Tensor,
@@ -41,7 +42,7 @@ def paint(
 
 
 @torch.inference_mode()
-def extend(
+def outpaint(
     cascade: Cascade,
     pictures: Tensor,
     size: tuple[int, int],
@@ -54,8 +55,9 @@ def extend(
     captions what is added is of the picture's own z_i.
 
     Raises:
-        UserError: the size is smaller than the pictures.
+        UserError: the size is smaller than the pictures, or of more than 100 million pixels.
     """
+    require_size(size)
     side, (height, width) = cascade.side, size
     top, left = (height - side) // 2, (width - side) // 2
     known = Box(top, left, top + side, left + side)

@@ -26,6 +26,7 @@ from trainer.stages import load_weights
 
 from .analytic import Scores, read_scores
 from .ar_prior import ArPart
+from .checkpoints import checkpoint_of
 from .config import NetworkConfig, PartConfig, PriorPart, UpsamplerPart
 
 _MODELS: dict[str, Any] = {
@@ -140,9 +141,8 @@ def _load_network(
 ) -> tuple[AnyTrainConfig, nn.Module]:
     """A run of one of `stages`."""
     run, part = Path(settings.run), stages[0]
-    if not run.is_dir():
-        raise UserError(f"{part}.run: no such RUN folder: {run}")
-    config, weights = load_weights(run, settings.weights, settings.samples)
+    samples = checkpoint_of(part, settings).manifest.samples
+    config, weights = load_weights(run, settings.weights, samples)
     if config.stage not in stages:
         raise UserError(
             f"{part}.run: {run} is a run of stage {config.stage}, expected {' or '.join(stages)}"

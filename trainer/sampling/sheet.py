@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from base.files import atomic_path
 
@@ -27,27 +27,31 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def caption_sheet(
     pictures: Sequence[Pixels], captions: Sequence[str], columns: int, side: int = 256
 ) -> Image.Image:
-    """Pictures (uint8 [S, S, 3]) in rows of `columns`, each `side` pixels wide, captions below."""
+    """Pictures (uint8 [H, W, 3]) in rows of `columns`, captions below.
+
+    Each is as large as a square of `side` pixels can hold, its proportions as they are.
+    """
     if len(pictures) != len(captions):
         raise ValueError(f"captions: got {len(captions)}, expected {len(pictures)}")
     size = max(side // 16, 9)
     line = size + 3
-    cell = side + _TEXT_LINES * line + _MARGIN
-    rows = -(-len(pictures) // columns)
+    images = [ImageOps.contain(Image.fromarray(pixels), (side, side)) for pixels in pictures]
+    tallest = max((image.height for image in images), default=0)
+    cell = tallest + _TEXT_LINES * line + _MARGIN
+    rows = -(-len(images) // columns)
     width = columns * (side + _MARGIN) + _MARGIN
     sheet = Image.new("RGB", (width, rows * (cell + _MARGIN) + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x = _MARGIN + index % columns * (side + _MARGIN)
         y = _MARGIN + index // columns * (cell + _MARGIN)
-        image = Image.fromarray(picture)
-        if image.width != side:
-            image = image.resize((side, side), Image.Resampling.BICUBIC)
-        sheet.paste(image, (x, y))
+        left = x + (side - image.width) // 2
+        sheet.paste(image, (left, y))
         # An outline, or a white picture could not be told from the sheet.
-        draw.rectangle((x, y, x + side - 1, y + side - 1), outline=(190, 190, 190))
+        corner = (left + image.width - 1, y + image.height - 1)
+        draw.rectangle((left, y, *corner), outline=(190, 190, 190))
         lines = textwrap.wrap(caption, max(side * 2 // size, 8))[:_TEXT_LINES]
-        draw.multiline_text((x, y + side + 3), "\n".join(lines), "black", _font(size), spacing=2)
+        draw.multiline_text((x, y + tallest + 3), "\n".join(lines), "black", _font(size), spacing=2)
     return sheet
 
 

@@ -14,12 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from base.errors import UserError
 from trainer.models.clip import TextStates
 from trainer.objectives.conditions import to_pixels
 from trainer.rng import SampleRandom
 
 from .cascade import Cascade
-from .latents import slerp, text_diff
+from .latents import slerp, turned_along
 
 
 class Latents(NamedTuple):
@@ -29,20 +30,29 @@ class Latents(NamedTuple):
     x_t: Tensor  # at t = T, float32 [B, 3, S, S]
 
 
-def from_text(
+def text(
     cascade: Cascade,
     captions: Sequence[str],
     random: SampleRandom,
     negative: str | None = None,
 ) -> Tensor:
-    """Pictures of captions; guidance leads away from `negative`, else from the empty caption."""
+    """Pictures of captions; guidance leads away from `negative`, else from the empty caption.
+
+    Raises:
+        UserError: there is a negative caption, and no guidance to lead away from it.
+    """
+    if negative is not None and not cascade.guided:
+        raise UserError(
+            "negative: the guidance of prior and decoder is 1, which leads away from nothing; "
+            "set another, such as --set decoder.guidance=3"
+        )
     text = cascade.captions(captions)
     null = None if negative is None else cascade.captions([negative] * len(captions))
     z_i = cascade.sample_prior(text, random, null)
     return _finish(cascade, cascade.decode(z_i, text, random, null=null), random)
 
 
-def reconstruction(cascade: Cascade, pictures: Tensor, random: SampleRandom) -> Tensor:
+def reconstruct(cascade: Cascade, pictures: Tensor, random: SampleRandom) -> Tensor:
     """The pictures again, from their own two latents."""
     return _from_latents(cascade, latents(cascade, pictures), random)
 
@@ -65,7 +75,7 @@ def variations(
     return _finish(cascade, made, random)
 
 
-def interpolation(
+def interpolate(
     cascade: Cascade, start: Tensor, end: Tensor, share: Tensor, random: SampleRandom
 ) -> Tensor:
     """Between pictures, both latents by slerp (section 3.2). share [B] in [0, 1]."""
@@ -74,7 +84,7 @@ def interpolation(
     return _from_latents(cascade, Latents(*between), random)
 
 
-def text_interpolation(
+def interpolate_texts(
     cascade: Cascade,
     start: Sequence[str],
     end: Sequence[str],
@@ -88,7 +98,7 @@ def text_interpolation(
     return _finish(cascade, cascade.decode(z_i, text, random), random)
 
 
-def text_difference(
+def text_diff(
     cascade: Cascade,
     pictures: Tensor,
     before: Sequence[str],
@@ -101,17 +111,19 @@ def text_difference(
     z_t0, z_t = (cascade.captions(captions).embedding for captions in (before, after))
     space = cascade.space
     first, start, end = (space.directions(z) for z in (found.z_i, z_t0, z_t))
-    z_i = space.turned(found.z_i, text_diff(first, start, end, share.to(z_t.device)))
+    z_i = space.turned(found.z_i, turned_along(first, start, end, share.to(z_t.device)))
     return _from_latents(cascade, Latents(z_i, found.x_t), random)
 
 
-def projection(
-    cascade: Cascade, z_i: Tensor, mean: Tensor, directions: Tensor, random: SampleRandom
+def pca(
+    cascade: Cascade, pictures: Tensor, mean: Tensor, directions: Tensor, random: SampleRandom
 ) -> Tensor:
     """What the decoder makes of z_i when only some principal directions are left (section 3.4).
 
-    z_i [B, D]; of embeddings of unit length: mean [D]; directions [K, D], orthonormal.
+    Of embeddings of unit length: mean [D]; directions [K, D], orthonormal.
     """
+    z_i = cascade.look(pictures)
+    mean, directions = mean.to(z_i), directions.to(z_i)
     seen = mean + (cascade.space.directions(z_i) - mean) @ directions.T @ directions
     z = cascade.space.turned(z_i, torch.nn.functional.normalize(seen, dim=-1))
     return _finish(cascade, cascade.decode(z, cascade.no_captions(len(z)), random), random)

@@ -12,6 +12,7 @@ from base.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
 
 RUNS = ("clip", "prior", "decoder", "up64", "up256")  # one config and one RUN each
 
@@ -41,7 +42,7 @@ class Sampling(Config):
     decoder_guidance: float
     upsampler_steps: Count
     batch: Count = 32
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ReportConfig(Config):

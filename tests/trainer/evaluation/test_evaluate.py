@@ -12,6 +12,7 @@ import toy
 from PIL import Image
 from processes import HERE, environment
 from small_cascade import cascade as small_cascade
+from small_cascade import write_cascade
 from typer.testing import CliRunner
 
 import trainer.evaluation.drawn as drawn
@@ -22,7 +23,6 @@ from trainer.cli import app
 from trainer.evaluation.page import COLUMNS
 from trainer.evaluation.report import summary
 
-CASCADE = "clip: clip\nprior: {run: prior}\ndecoder: {run: decoder, guidance: 3.0}\n"
 COUNT = 11
 Run = Callable[..., dict[str, Any]]
 
@@ -30,8 +30,7 @@ Run = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with cascade.yaml and a DATASET whose embeddings have the small CLIP's width."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    (folder / "cascade.yaml").write_text(CASCADE)
+    folder = write_cascade(tmp_path_factory.mktemp("evaluated"), "guidance: 3.0")
     toy.write_dataset(folder / "data", (6, 0, 5), dim=16)
     return folder
 
@@ -122,7 +121,7 @@ def test_stopped_and_continued_with_another_batch(
 ) -> None:
     """What was drawn stays, and the figures are those of an evaluation never stopped."""
     out, calls = tmp_path / "out", list[int]()
-    plain = drawn.uses.from_text
+    plain = drawn.uses.text
 
     def stopping(cascade: Any, captions: Any, random: Any) -> Any:
         if len(calls) == 2:
@@ -130,12 +129,12 @@ def test_stopped_and_continued_with_another_batch(
         calls.append(len(captions))
         return plain(cascade, captions, random)
 
-    monkeypatch.setattr(drawn.uses, "from_text", stopping)
+    monkeypatch.setattr(drawn.uses, "text", stopping)
     with pytest.raises(Stopped):
         run("--out", out, "--batch", 4, "--repeats", 2)
     assert len(pixels(out / "pictures" / "guidance_3")) == sum(calls) == 8
     assert not (out / "report.json").exists()
-    monkeypatch.setattr(drawn.uses, "from_text", plain)
+    monkeypatch.setattr(drawn.uses, "text", plain)
     report = run("--out", out, "--batch", 3, "--repeats", 2)
     assert pixels(out / "pictures" / "guidance_3") == pixels(whole[0] / "pictures" / "guidance_3")
     expected = whole[1]["results"][0]

@@ -15,21 +15,21 @@ from trainer.models.ar_prior import ArPrior, ArPriorConfig
 from trainer.models.decoder import Decoder, DecoderConfig
 from trainer.objectives.decoder import DecoderObjectiveConfig
 from trainer.objectives.prior import PriorObjectiveConfig
+from trainer.sampling import uses
 from trainer.sampling.ar_prior import ArPart
 from trainer.sampling.cascade import load_cascade
 from trainer.sampling.config import PriorPart
-from trainer.sampling.uses import from_text
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral", "dpm++", "heun", "analytic"])
 def test_a_picture_is_the_same_in_any_batch(sampler: Sampler) -> None:
     """Up to the rounding of products of another shape: a level of 255, rarely."""
     model = cascade(sampler)
-    whole = from_text(model, CAPTIONS, model.random(3, range(5)))
+    whole = uses.text(model, CAPTIONS, model.random(3, range(5)))
     assert whole.shape == (5, 3, 32, 32)
     some = (range(2), range(2, 4), range(4, 5))
     parts = torch.cat(
-        [from_text(model, [CAPTIONS[i] for i in at], model.random(3, at)) for at in some]
+        [uses.text(model, [CAPTIONS[i] for i in at], model.random(3, at)) for at in some]
     )
     difference = (whole.int() - parts.int()).abs()
     assert difference.max() <= 1
@@ -38,11 +38,11 @@ def test_a_picture_is_the_same_in_any_batch(sampler: Sampler) -> None:
 
 def test_position_seed_and_caption_each_make_another_picture() -> None:
     model = cascade("ddim")
-    base = from_text(model, ["snow"], model.random(3, [0])).int()
+    base = uses.text(model, ["snow"], model.random(3, [0])).int()
     for other in (
-        from_text(model, ["snow"], model.random(3, [1])),
-        from_text(model, ["snow"], model.random(4, [0])),
-        from_text(model, ["a red circle"], model.random(3, [0])),
+        uses.text(model, ["snow"], model.random(3, [1])),
+        uses.text(model, ["snow"], model.random(4, [0])),
+        uses.text(model, ["a red circle"], model.random(3, [0])),
     ):
         assert (other.int() - base).abs().max() > 2  # more than rounding
 
@@ -100,8 +100,8 @@ def test_an_autoregressive_prior_draws_the_same_in_any_batch() -> None:
     told = part(ArPrior(config), settings, config, PriorObjectiveConfig(), "prior")
     prior: Any = ArPart(settings, told.network)
     model = dataclasses.replace(cascade("ddim"), prior=prior)
-    whole = from_text(model, CAPTIONS, model.random(3, range(5)))
-    alone = [from_text(model, [text], model.random(3, [i])) for i, text in enumerate(CAPTIONS)]
+    whole = uses.text(model, CAPTIONS, model.random(3, range(5)))
+    alone = [uses.text(model, [text], model.random(3, [i])) for i, text in enumerate(CAPTIONS)]
     assert (whole.int() - torch.cat(alone).int()).abs().max() <= 1
 
 
@@ -149,3 +149,25 @@ def test_a_decoder_that_wants_the_text_embedding_is_refused(
         UserError, match=r"^decoder\.run: decoder was trained with .*text_embedding"
     ):
         load_cascade(cascade().config)
+
+
+@pytest.mark.parametrize("side", [8, 16])
+def test_an_upsampler_takes_what_is_before_it(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = cascade()
+    (larger,) = model.upsamplers
+    objective = dataclasses.replace(larger.config.objective, image_size=4 * side)
+    told: Any = SimpleNamespace(**{**vars(larger.config), "objective": objective})
+    loaded = dataclasses.replace(larger, config=told)
+    for name, made in (("part", model.decoder), ("prior", model.prior), ("upsampler", loaded)):
+        monkeypatch.setattr(f"trainer.sampling.cascade.load_{name}", lambda *_, made=made: made)
+    monkeypatch.setattr(
+        "trainer.sampling.cascade.load_encoders", lambda *_: (model.text, model.image)
+    )
+    if side == 8:
+        assert load_cascade(model.config).side == 32
+        return
+    with pytest.raises(UserError) as caught:
+        load_cascade(model.config)
+    assert str(caught.value) == (
+        "upsamplers.0.run: up: enlarges 16×16 pixels, expected 8×8 as decoder gives them"
+    )

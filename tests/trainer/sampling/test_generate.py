@@ -1,6 +1,7 @@
 """`unclip generate`: every use from the command line, and mistakes in one line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +10,21 @@ import pytest
 import toy
 from PIL import Image
 from small_cascade import cascade as small_cascade
+from small_cascade import write_cascade
 from typer.testing import CliRunner
 
 import trainer.sampling.requests as requests
 from base.errors import NothingUsable, UserError
 from trainer.cli import app
 
-CASCADE = "clip: clip\nprior: {run: prior}\ndecoder: {run: decoder}\n"
-
 
 @pytest.fixture
 def cascade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stands for a trained one: the networks' weights are random."""
-    monkeypatch.setattr(requests, "load_cascade", lambda _: small_cascade())
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "cascade.yaml").write_text(CASCADE)
-    return tmp_path / "run"
+    monkeypatch.setattr(
+        requests, "load_cascade", lambda config: replace(small_cascade(), config=config)
+    )
+    return write_cascade(tmp_path / "run")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def pixels(entry: dict[str, Any]) -> Any:
 
 
 def test_captions_from_the_line_and_from_a_file(cascade: Path, tmp_path: Path) -> None:
-    (tmp_path / "captions.txt").write_text("three\n\n  four  \n")
+    (tmp_path / "captions.txt").write_text("three\n\n  four  \n", encoding="utf-8-sig")
     shown = made(
         "text", cascade, "a", "--file", tmp_path / "captions.txt",
         "--out", tmp_path / "out", "--count", 2, "--seed", 9, "--batch", 4,
@@ -116,6 +116,30 @@ def test_every_use(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
+def test_values_over_the_file_are_told_by_every_picture(cascade: Path, tmp_path: Path) -> None:
+    chosen = ["--set", "decoder.guidance=2", "--set", "prior.sampler=heun", "--weights", "raw"]
+    (shown,) = made("text", cascade, "snow", "--out", tmp_path / "out", *chosen)
+    prior, decoder = shown["cascade"]["prior"], shown["cascade"]["decoder"]
+    assert (decoder["guidance"], decoder["weights"], decoder["samples"]) == (2.0, "raw", 64)
+    assert (prior["sampler"], prior["weights"]) == ("heun", "raw")
+    with pytest.raises(UserError, match="choose another --out"):
+        run("text", cascade, "snow", "--out", tmp_path / "out", "--weights", "raw")
+
+
+def test_a_seed_that_would_be_another_ones_is_refused(cascade: Path, tmp_path: Path) -> None:
+    words = ["text", str(cascade), "snow", "--out", str(tmp_path / "out"), "--seed", str(2**64)]
+    done = CliRunner().invoke(app, ["generate", *words])
+    assert done.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_negative_caption_wants_guidance(cascade: Path, tmp_path: Path) -> None:
+    words = ["text", cascade, "snow", "--negative", "a red circle", "--out", tmp_path / "out"]
+    with pytest.raises(UserError, match=r"negative: .* is 1, .* such as --set decoder\.guidance=3"):
+        run(*words, "--set", "decoder.guidance=1")
+    run(*words, "--set", "decoder.guidance=1", "--set", "prior.guidance=2")
+
+
 def test_progress_names_the_network_at_work(
     cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,20 +162,40 @@ def test_another_picture_of_the_same_name_is_another_request(
 
 def test_mistakes_are_one_line(cascade: Path, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
+    corner = np.zeros((40, 48), np.uint8)
+    corner[:, :4] = 255
+    Image.fromarray(corner).save(tmp_path / "corner.png")
     for arguments, kind, told in (
         (["text", cascade], UserError, "no caption"),
         (["text", cascade, "  "], UserError, "no caption"),
         (["text", cascade, "--file", tmp_path / "empty.txt"], NothingUsable, r"empty\.txt"),
         (["variations", cascade, tmp_path / "none.png"], UserError, "none.png: no such file"),
         (["text-diff", cascade, photo, "a", "a "], UserError, "twice, expected a change"),
+        (["text-diff", cascade, photo, "a", "A"], UserError, "CLIP reads as the same"),
         (["outpaint", cascade, photo, "--size", "big"], UserError, "--size: got 'big'"),
         (["outpaint", cascade, photo, "--size", "8x8"], UserError, "canvas: got 8×8"),
+        (
+            ["outpaint", cascade, photo, "--size", "10000000x10000000"],
+            UserError,
+            "size: got 10000000×10000000 pixels, expected at most 100,000,000",
+        ),
         (["pca", cascade, photo, "--data", tmp_path, "--dims", "2,x"], UserError, "--dims"),
         (["pca", cascade, photo, "--data", tmp_path], UserError, "not a DATASET"),
         (
             ["inpaint", cascade, photo, "a", "--mask", tmp_path / "m.png"],
             UserError,
             "m.png: no such",
+        ),
+        (
+            ["inpaint", cascade, photo, "a", "--mask", tmp_path / "corner.png"],
+            UserError,
+            r"corner.png: nothing is white in the middle square of the 48×40 picture, expected a "
+            r"part of \[4, 0, 44, 40\] to paint",
+        ),
+        (
+            ["inpaint", cascade, photo, "a", "--box", "0,0,4,40"],
+            UserError,
+            r"--box: got \[0, 0, 4, 40\], of which nothing lies in the middle square",
         ),
         (["inpaint", cascade, photo, "a"], UserError, "expected either --mask or --box"),
         (["inpaint", cascade, photo, "a", "--box", "4,4,2,9"], UserError, "--box: got '4,4,2,9'"),
@@ -161,4 +205,4 @@ def test_mistakes_are_one_line(cascade: Path, photo: Path, tmp_path: Path) -> No
         with pytest.raises(kind, match=told) as caught:
             run(*arguments, "--out", tmp_path / "out")
         assert "\n" not in str(caught.value), arguments
-        assert not list((tmp_path / "out").glob("*.png"))
+        assert not list((tmp_path / "out").glob("*")), arguments

@@ -10,7 +10,7 @@ from PIL import Image
 
 from base.errors import UserError
 from trainer.loader.pictures import decode_square
-from trainer.sampling.inputs import fitted, read_mask, read_picture, squared
+from trainer.sampling.inputs import fitted, read_mask, read_picture, squared, squared_mask
 
 
 def saved(path: Path, pixels: object, **more: object) -> Path:
@@ -63,6 +63,16 @@ def test_masks_are_white_where_to_paint(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=f"{re.escape(name)}: {told}"):
             read_mask(saved(tmp_path / name, wrong), picture)
+
+
+@pytest.mark.parametrize("side", [4, 16, 64])
+def test_a_pixel_of_a_mask_is_lost_in_no_smaller_one(side: int) -> None:
+    mask = torch.zeros(40, 4000, dtype=torch.bool)
+    mask[3, 1984] = True  # of 40 rows and the columns from 1980
+    found = squared_mask(mask, side)
+    assert found.shape == (side, side)
+    assert found[3 * side // 40, 4 * side // 40]
+    assert found.sum() <= max(1, 4 * side * side / 1600)
 
 
 def test_what_is_no_picture_is_one_line(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from trainer.sampling.latents import slerp, text_diff
+from base.errors import UserError
+from trainer.sampling.latents import slerp, turned_along
 
 
 def unit(seed: int, *shape: int) -> torch.Tensor:
@@ -44,15 +45,15 @@ def test_slerp_keeps_noise_as_loud_as_noise() -> None:
 def test_rows_that_are_the_same_stay_and_opposite_ones_are_refused() -> None:
     a = unit(0, 2, 8)
     torch.testing.assert_close(slerp(a, a.clone(), 0.3), a)
-    with pytest.raises(ValueError, match="opposite directions"):
+    with pytest.raises(UserError, match="opposite directions"):
         slerp(a, -a, 0.5)
 
 
 def test_a_text_difference_turns_towards_the_change_of_captions() -> None:
     z, before, after = unit(1, 2, 8), unit(2, 2, 8), unit(3, 2, 8)
     change = normalize(after - before, dim=-1)
-    torch.testing.assert_close(text_diff(z, before, after, 0.0), z)
-    torch.testing.assert_close(text_diff(z, before, after, 1.0), change)
-    torch.testing.assert_close(text_diff(z, before, after, 0.4), slerp(z, change, 0.4))
-    with pytest.raises(ValueError, match="the same embedding"):
-        text_diff(z, before, before, 0.5)
+    torch.testing.assert_close(turned_along(z, before, after, 0.0), z)
+    torch.testing.assert_close(turned_along(z, before, after, 1.0), change)
+    torch.testing.assert_close(turned_along(z, before, after, 0.4), slerp(z, change, 0.4))
+    with pytest.raises(UserError, match="CLIP reads as the same"):
+        turned_along(z, before, before, 0.5)

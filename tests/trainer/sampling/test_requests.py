@@ -1,6 +1,8 @@
 """Requests: each picture once, whatever interrupts; folders of other requests stay as they are."""
 
 import json
+import os
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +13,13 @@ import pytest
 import torch
 from PIL import Image
 from processes import HERE
+from small_cascade import train, write_cascade
 
 import trainer.sampling.requests as requests
 from base.command import line_and_code
 from base.errors import Stopped, UserError
 from trainer.sampling.config import CascadeConfig
 from trainer.sampling.requests import Drawn, Request, fulfil, read_settings
-
-CASCADE = "clip: clip\nprior: {run: prior}\ndecoder: {run: decoder}\n"
 
 
 class Colours:
@@ -50,9 +51,7 @@ def colours(monkeypatch: pytest.MonkeyPatch) -> Colours:
 
 @pytest.fixture
 def cascade(tmp_path: Path) -> Path:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "cascade.yaml").write_text(CASCADE)
-    return tmp_path / "run"
+    return write_cascade(tmp_path / "run")
 
 
 def colour(path: Path) -> list[int]:
@@ -78,6 +77,10 @@ def test_a_picture_each_in_order_that_tells_what_made_it(
     assert (record["use"], record["seed"], record["steps"]) == ("text", 9, 4)
     told = {"use": "text", "seed": 9, "steps": 4, "position": 1, "caption": "bb", "length": 2}
     assert read_settings(paths[1]) == {**told, "cascade": record["cascade"]}
+    decoder = record["cascade"]["decoder"]
+    assert decoder["run"] == str(cascade / "decoder")
+    assert [decoder[name] for name in ("samples", "weights")] == [64, "ema"]
+    assert [decoder[name] for name in ("sampler", "steps", "guidance")] == ["ddim", 25, 3.0]
     with Image.open(out / "sheet.png") as sheet:
         assert sheet.width > sheet.height
 
@@ -111,6 +114,40 @@ def test_stopped_and_continued(colours: Colours, cascade: Path, tmp_path: Path) 
     assert colours.calls == [[0, 1], [2, 3]]
 
 
+def test_a_mistake_that_shows_in_drawing_leaves_no_claim(
+    colours: Colours, cascade: Path, tmp_path: Path
+) -> None:
+    def draw(_: object, positions: Sequence[int]) -> Drawn:
+        raise UserError("captions: got two that are the same")
+
+    with pytest.raises(UserError, match="that are the same"):
+        fulfil(Request("text", 0, [{}], draw), cascade, tmp_path / "out", 1)
+    assert names(tmp_path / "out") == []
+    fulfil(colours.request(["a"]), cascade, tmp_path / "out", 1)
+
+
+def test_a_stop_is_obeyed_at_the_next_step(
+    cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = torch.nn.Identity()
+    loaded = SimpleNamespace(steps=lambda: {"decoder": network})
+    monkeypatch.setattr(requests, "load_cascade", lambda _: loaded)
+    steps = 0
+
+    def draw(_: object, positions: Sequence[int]) -> Drawn:
+        nonlocal steps
+        for _ in range(9):
+            network(torch.zeros(1))
+            steps += 1
+            if steps == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return Drawn(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+    with pytest.raises(Stopped):
+        fulfil(Request("text", 0, [{}], draw), cascade, tmp_path / "out", 1)
+    assert steps == 2
+
+
 def test_a_disk_that_fills_up_while_drawing(
     colours: Colours,
     cascade: Path,
@@ -132,14 +169,16 @@ def test_a_disk_that_fills_up_while_drawing(
     assert {path.name: path.read_bytes() for path in fulfil(asked, cascade, out, 2)} == drawn
 
 
-@pytest.mark.parametrize("changed", ["caption", "seed", "cascade", "settings"])
+@pytest.mark.parametrize("changed", ["caption", "seed", "cascade", "checkpoint", "settings"])
 def test_another_request_wants_another_folder(
     changed: str, colours: Colours, cascade: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     fulfil(colours.request(["a"]), cascade, out, 1)
     if changed == "cascade":
-        (cascade / "cascade.yaml").write_text(CASCADE.replace("decoder}", "decoder, steps: 3}"))
+        write_cascade(cascade, "steps: 3")
+    if changed == "checkpoint":
+        train(cascade / "prior", 128)
     other = colours.request(
         ["b" if changed == "caption" else "a"],
         int(changed == "seed"),
@@ -168,7 +207,7 @@ def test_processes_share_the_pictures(
     tmp_path: Path, torchrun: Callable[[int, Path, Sequence[object]], str]
 ) -> None:
     """Two ranks draw what one draws, each its batches."""
-    (tmp_path / "cascade.yaml").write_text(CASCADE)
+    write_cascade(tmp_path)
     for ranks, out in ((2, "two"), (1, "one")):
         torchrun(ranks, HERE / "sampling_ranks.py", [tmp_path / "cascade.yaml", tmp_path / out])
     assert names(tmp_path / "two") == names(tmp_path / "one")
@@ -190,8 +229,7 @@ def test_weights_are_chosen_for_all_networks_at_once(
         return SimpleNamespace(steps=dict)
 
     monkeypatch.setattr(requests, "load_cascade", load)
-    text = CASCADE + "upsamplers: [{run: up64}, {run: up256, weights: raw}]\n"
-    (cascade / "cascade.yaml").write_text(text)
+    write_cascade(cascade, "weights: raw", ["up64", "up256"])
     asked, out = colours.request(["a"]), tmp_path / "out"
     with pytest.raises(UserError, match=r"ema_0\.070"):
         fulfil(asked, cascade, out, 1, "ema_0.070")

@@ -12,7 +12,7 @@ from trainer.diffusion.process import Diffusion
 from trainer.objectives.conditions import to_pixels
 from trainer.sampling import uses
 from trainer.sampling.cascade import Cascade
-from trainer.sampling.painting import extend, paint
+from trainer.sampling.painting import inpaint, outpaint
 
 SIDE = 32  # of a small cascade's pictures
 
@@ -76,7 +76,7 @@ def test_a_picture_of_a_position_is_the_same_in_any_batch(model: Cascade) -> Non
 def test_eta_zero_varies_nothing_and_eta_one_does(model: Cascade) -> None:
     given = pictures(1).expand(2, -1, -1, -1)
     random = model.random(0, [0, 1])
-    again = uses.reconstruction(model, given, model.random(0, [0, 0]))
+    again = uses.reconstruct(model, given, model.random(0, [0, 0]))
     assert close(again[0], again[1])
     same = uses.variations(model, given, model.random(0, [0, 0]), eta=0.0)
     assert close(same, again)
@@ -91,8 +91,8 @@ def test_an_interpolation_begins_and_ends_at_its_pictures(model: Cascade) -> Non
     random = model.random(0, [0] * 3)
     shares = torch.tensor([0.0, 0.5, 1.0])
     ends = (picture.expand(3, -1, -1, -1) for picture in (one, other))
-    way = uses.interpolation(model, *ends, shares, random)
-    again = uses.reconstruction(model, torch.cat([one, other]), model.random(0, [0, 0]))
+    way = uses.interpolate(model, *ends, shares, random)
+    again = uses.reconstruct(model, torch.cat([one, other]), model.random(0, [0, 0]))
     assert close(way[[0, 2]], again)
     assert not close(way[1], way[0])
     assert not close(way[1], way[2])
@@ -102,8 +102,8 @@ def test_a_way_between_captions_begins_and_ends_at_them(model: Cascade) -> None:
     random = model.random(0, [0] * 3)
     shares = torch.tensor([0.0, 0.5, 1.0])
     captions = (["a red circle"] * 3, ["snow"] * 3)
-    way = uses.text_interpolation(model, *captions, shares, random)
-    back = uses.text_interpolation(model, *reversed(captions), shares, random)
+    way = uses.interpolate_texts(model, *captions, shares, random)
+    back = uses.interpolate_texts(model, *reversed(captions), shares, random)
     assert close(way, back.flip(0))
     assert not close(way[0], way[2])
 
@@ -112,26 +112,26 @@ def test_a_text_difference_begins_at_the_picture(model: Cascade) -> None:
     given = pictures(1).expand(2, -1, -1, -1)
     shares = torch.tensor([0.0, 0.5])
     random = model.random(0, [0, 0])
-    way = uses.text_difference(model, given, ["snow"] * 2, ["a red circle"] * 2, shares, random)
-    assert close(way[:1], uses.reconstruction(model, given[:1], model.random(0, [0])))
+    way = uses.text_diff(model, given, ["snow"] * 2, ["a red circle"] * 2, shares, random)
+    assert close(way[:1], uses.reconstruct(model, given[:1], model.random(0, [0])))
     assert not close(way[0], way[1])
 
 
 def test_all_directions_together_are_the_whole_embedding(model: Cascade) -> None:
-    z_i = model.look(pictures(2))
+    given = pictures(2)
     directions, mean = torch.linalg.qr(torch.randn(16, 16))[0], torch.randn(16)
     text, random = model.no_captions(2), model.random(0, range(2))
-    whole = uses.projection(model, z_i, mean, directions, random)
-    plain = to_pixels(model.upsample(model.decode(z_i, text, random), random))
+    whole = uses.pca(model, given, mean, directions, random)
+    plain = to_pixels(model.upsample(model.decode(model.look(given), text, random), random))
     assert close(whole, plain)
-    less = uses.projection(model, z_i, mean, directions[:4], random)
+    less = uses.pca(model, given, mean, directions[:4], random)
     assert not close(less, plain)
 
 
 def test_a_negative_caption_changes_what_is_made(model: Cascade) -> None:
-    plain = uses.from_text(model, ["snow"], model.random(0, [0]))
-    other = uses.from_text(model, ["snow"], model.random(0, [0]), negative="a red circle")
-    same = uses.from_text(model, ["snow"], model.random(0, [0]), negative="")
+    plain = uses.text(model, ["snow"], model.random(0, [0]))
+    other = uses.text(model, ["snow"], model.random(0, [0]), negative="a red circle")
+    same = uses.text(model, ["snow"], model.random(0, [0]), negative="")
     assert torch.equal(plain, same)
     assert not torch.equal(plain, other)
 
@@ -140,11 +140,11 @@ def test_what_is_known_stays_pixel_by_pixel(model: Cascade) -> None:
     given = pictures(2)
     new = torch.zeros(2, 1, SIDE, SIDE, dtype=torch.bool)
     new[:, :, 5:20, 9:27] = True
-    painted = paint(model, given, new, ["snow"] * 2, model.random(0, range(2)))
+    painted = inpaint(model, given, new, ["snow"] * 2, model.random(0, range(2)))
     assert painted.shape == given.shape
     assert torch.equal(painted.masked_select(~new), given.masked_select(~new))
     assert (painted != given).masked_select(new).float().mean() > 0.9
-    alone = paint(model, given[1:], new[1:], ["snow"], model.random(0, [1]))
+    alone = inpaint(model, given[1:], new[1:], ["snow"], model.random(0, [1]))
     assert close(alone[0], painted[1])
 
 
@@ -155,7 +155,7 @@ def test_a_picture_stays_in_the_middle_of_a_larger_one(
 ) -> None:
     given = pictures(1)
     captions = None if caption is None else [caption]
-    made = extend(model, given, size, captions, model.random(0, [0]))
+    made = outpaint(model, given, size, captions, model.random(0, [0]))
     height, width = size
     assert made.shape == (1, 3, height, width)
     top, left = (height - SIDE) // 2, (width - SIDE) // 2
@@ -166,6 +166,11 @@ def test_a_picture_stays_in_the_middle_of_a_larger_one(
         assert (made.masked_select(around) > 0).float().mean() > 0.5  # painted, not left black
 
 
+def test_a_canvas_that_memory_has_no_place_for_is_refused(model: Cascade) -> None:
+    with pytest.raises(UserError, match="expected at most 100,000,000"):
+        outpaint(model, pictures(1), (10_001, 10_000), None, model.random(0, [0]))
+
+
 def test_a_smaller_canvas_is_refused(model: Cascade) -> None:
     with pytest.raises(UserError, match="got 32×20, expected at least 32×32 pixels"):
-        extend(model, pictures(1), (20, 32), None, model.random(0, [0]))
+        outpaint(model, pictures(1), (20, 32), None, model.random(0, [0]))
