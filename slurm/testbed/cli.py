@@ -81,4 +81,4 @@ def status(
     typer.echo(f"{found.folder}: {'up' if found.up else 'half up' if some else 'down'}")
     for name, pid in found.daemons.items():
         state = f"  {found.nodes[name]}" if name in found.nodes else ""
-        typer.echo(f"{name:<10} {f'pid {pid}' if pid else 'ended'}{state}")
+        typer.echo(f"{name:<10} {f'pid {pid}' if pid else 'does not run'}{state}")

@@ -16,11 +16,11 @@ from base.files import write_atomic
 from slurm.testbed import daemons
 from slurm.testbed.config import slurm_conf, slurmdbd_conf
 from slurm.testbed.daemons import ACCOUNTING, CONTROLLER, Daemon
-from slurm.testbed.jobs import kill_jobs
 from slurm.testbed.layout import Layout
+from slurm.testbed.node_processes import kill_all
 from slurm.testbed.packages import program, require_packages
 from slurm.testbed.ports import free_ports
-from slurm.testbed.processes import end, kill, spawn
+from slurm.testbed.processes import Process, end, kill, spawn
 from slurm.testbed.record import Record, locked, read_record, write_record
 from slurm.testbed.shape import Shape
 
@@ -33,7 +33,7 @@ _LINES = 3  # of a log, for whoever asks why
 
 @dataclass(frozen=True)
 class Status:
-    """What runs: each daemon's pid, None where it has ended, and Slurm's word on each node."""
+    """What runs: each daemon's pid, None where it does not, and Slurm's word on each node."""
 
     up: bool
     folder: Path
@@ -95,10 +95,10 @@ class Cluster:
         record = read_record(self.layout)
         alive = record.alive
         return Status(
-            up=bool(alive) and alive.keys() == record.processes.keys(),
+            up=not record.lacking,
             folder=self.layout.folder,
             slurm_conf=self.layout.slurm_conf,
-            daemons={name: alive[name].pid if name in alive else None for name in record.processes},
+            daemons={name: alive[name].pid if name in alive else None for name in record.wanted},
             nodes=dict(daemons.node_states(self.layout)) if CONTROLLER in alive else {},
         )
 
@@ -123,8 +123,8 @@ class Cluster:
     def kill_node(self, name: str) -> None:
         """Ends a node as a power cut does: its daemon and its jobs' processes, without a word."""
         with locked(self.layout):
-            self._kill(name)
-            kill_jobs(self.layout, name)
+            self._require_running(name)
+            kill_all(self.layout, name)
 
     def start_node(self, name: str) -> None:
         """Starts a node's daemon again."""
@@ -138,7 +138,7 @@ class Cluster:
         It saves what it knows every few seconds: jobs that it was given since then are lost.
         """
         with locked(self.layout):
-            self._kill(CONTROLLER)
+            kill(self._require_running(CONTROLLER))
 
     def start_controller(self) -> None:
         """Starts slurmctld again, with what it has saved; waits until it knows the nodes again."""
@@ -149,11 +149,9 @@ class Cluster:
                 _wait_until(partial(daemons.is_usable, self.layout, name), f"{name} is not back")
 
     def _require_same(self, record: Record, shape: Shape) -> None:
-        ended = [name for name in record.processes if name not in record.alive]
-        if ended:
-            raise UserError(
-                f"{self.layout.folder}: half up, {', '.join(ended)} ended; down it first"
-            )
+        if record.lacking:
+            lacking = ", ".join(record.lacking)
+            raise UserError(f"{self.layout.folder}: half up, without {lacking}; down it first")
         if record.shape != shape:
             raise UserError(
                 f"{self.layout.folder}: is up with {record.shape.nodes} nodes, and other settings "
@@ -197,11 +195,11 @@ class Cluster:
         _wait_until(serves, f"{daemon.name} does not serve", output)
         return record.having(daemon.name, process)
 
-    def _kill(self, name: str) -> None:
-        record = read_record(self.layout)
-        if name not in record.alive:
+    def _require_running(self, name: str) -> Process:
+        running = read_record(self.layout).alive
+        if name not in running:
             raise UserError(f"{name} does not run")
-        kill(record.processes[name])
+        return running[name]
 
     def _stop_all(self) -> bool:
         record = read_record(self.layout)
@@ -209,7 +207,7 @@ class Cluster:
         slurm = [CONTROLLER, *record.shape.names]
         left = end([each for name, each in running.items() if name in slurm], _END_SECONDS)
         for name in record.shape.names:
-            left += kill_jobs(self.layout, name)
+            left += kill_all(self.layout, name)
         for name in reversed([name for name in running if name not in slurm]):
             left += end([running[name]], _END_SECONDS)
         if left:

@@ -19,8 +19,8 @@ from slurm.testbed.layout import Layout
 from slurm.testbed.packages import program
 from slurm.testbed.ports import answers
 
-CONTROLLER = "slurmctld"
-ACCOUNTING = "slurmdbd"
+SIGNER, DATABASE, ACCOUNTING, CONTROLLER = "munged", "mariadbd", "slurmdbd", "slurmctld"
+SERVICES = (SIGNER, DATABASE, ACCOUNTING, CONTROLLER)  # in the order of their starts
 _ASK_SECONDS = 10.0
 _USABLE = ("idle", "mixed", "allocated", "completing")
 
@@ -71,7 +71,7 @@ def munged(layout: Layout) -> Daemon:
         with os.fdopen(descriptor, "wb") as file:
             file.write(secrets.token_bytes(128))
     command = [
-        program("munged"),
+        program(SIGNER),
         "--foreground",
         "--force",  # folders above ours may be closed to others, which is no fault
         f"--key-file={layout.munge_key}",
@@ -81,7 +81,7 @@ def munged(layout: Layout) -> Daemon:
         "--num-threads=2",
     ]
     sign = ("munge", "--no-input", f"--socket={layout.munge_socket}")
-    return Daemon("munged", command, lambda: ask(layout, *sign) is not None)
+    return Daemon(SIGNER, command, lambda: ask(layout, *sign) is not None)
 
 
 def mariadbd(layout: Layout) -> Daemon:
@@ -94,7 +94,7 @@ def mariadbd(layout: Layout) -> Daemon:
     if not (layout.database / "mysql").is_dir():
         _make_database(layout.database, user)
     command = [
-        program("mariadbd"),
+        program(DATABASE),
         "--no-defaults",
         f"--user={user}",
         f"--datadir={layout.database}",
@@ -107,20 +107,20 @@ def mariadbd(layout: Layout) -> Daemon:
         "--innodb-lock-wait-timeout=900",
         "--innodb-use-native-aio=OFF",  # containers may forbid io_uring
     ]
-    return Daemon("mariadbd", command, lambda: _listens(layout.database_socket))
+    return Daemon(DATABASE, command, lambda: _listens(layout.database_socket))
 
 
 def slurmdbd(layout: Layout) -> Daemon:
     """The accounting."""
     asked = ("sacctmgr", "--noheader", "list", "cluster")
-    command = [program("slurmdbd"), "-D"]
+    command = [program(ACCOUNTING), "-D"]
     return Daemon(ACCOUNTING, command, lambda: ask(layout, *asked) is not None)
 
 
 def slurmctld(layout: Layout) -> Daemon:
     """The controller."""
     asked = ("sinfo", "--noheader")
-    command = [program("slurmctld"), "-D"]
+    command = [program(CONTROLLER), "-D"]
     return Daemon(CONTROLLER, command, lambda: ask(layout, *asked) is not None)
 
 

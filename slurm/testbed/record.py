@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from base.config import parse_config
 from base.errors import UserError
 from base.files import read_json, write_json
+from slurm.testbed.daemons import SERVICES
 from slurm.testbed.layout import Layout
 from slurm.testbed.processes import Process
 from slurm.testbed.shape import Shape
@@ -19,11 +20,22 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Record:
-    """Every daemon by its name, in the order of their starts; those that have ended too."""
+    """Processes by the names of daemons; those of daemons that have ended too."""
 
     shape: Shape
     ports: dict[str, int]
     processes: dict[str, Process] = field(default_factory=dict)
+
+    @property
+    def wanted(self) -> list[str]:
+        """The daemons of a whole testbed, in the order of their starts."""
+        return [*SERVICES, *self.shape.names]
+
+    @property
+    def lacking(self) -> list[str]:
+        """Those that do not run: they have ended, or never began."""
+        alive = self.alive
+        return [name for name in self.wanted if name not in alive]
 
     @property
     def alive(self) -> dict[str, Process]:

@@ -11,8 +11,8 @@ import pytest
 
 from base.errors import UserError
 from slurm.testbed import packages
-from slurm.testbed.jobs import job_processes, kill_jobs
 from slurm.testbed.layout import Layout
+from slurm.testbed.node_processes import kill_all, node_processes
 from slurm.testbed.ports import answers, free_ports
 from slurm.testbed.processes import Process, end, spawn
 from slurm.testbed.record import Record, locked, read_record, write_record
@@ -102,10 +102,10 @@ def test_jobs_are_known_by_cluster_and_node_and_take_their_children_along(layout
     elsewhere = subprocess.Popen(SLEEP, env={**marks, "SLURMD_NODENAME": "n2"})
     other = subprocess.Popen(SLEEP, env={**marks, "SLURM_CLUSTER_NAME": "tb0"})
     try:
-        while len(found := job_processes(layout, "n1")) < 2:
+        while len(found := node_processes(layout, "n1")) < 2:
             assert task.poll() is None
         assert found[0].pid == task.pid
-        assert kill_jobs(layout, "n1") == []
+        assert kill_all(layout, "n1") == []
         assert not any(process.alive for process in found)
         assert (elsewhere.poll(), other.poll()) == (None, None)
     finally:

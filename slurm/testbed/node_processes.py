@@ -1,4 +1,4 @@
-"""The processes of jobs, which no daemon's end takes with it."""
+"""What runs on a node: its daemon, and the processes of jobs, which no daemon's end takes along."""
 
 from __future__ import annotations
 
@@ -12,31 +12,39 @@ from pathlib import Path
 from slurm.testbed.layout import Layout
 from slurm.testbed.processes import Process, reap
 
-_STEPD = "slurmstepd"
 _PATIENCE = 10.0
+_POLL_SECONDS = 0.02
 
 
-def kill_jobs(layout: Layout, node: str) -> list[Process]:
-    """Kills whatever a node's jobs have running, as the loss of a machine does; those left over."""
+def kill_all(layout: Layout, node: str) -> list[Process]:
+    """Kills whatever runs on a node at one moment, as the loss of a machine does; those left over.
+
+    All are stopped first: of those that are killed one by one the last tell of the first, and Slurm
+    hears of a job that failed, where it should hear nothing.
+    """
     deadline = time.monotonic() + _PATIENCE
-    while (found := job_processes(layout, node)) and time.monotonic() < deadline:
-        for process in found:
-            process.send(signal.SIGKILL)
-            reap(process)
-        time.sleep(0.05)
-    return found
+    stopped: list[Process] = []
+    while new := [each for each in node_processes(layout, node) if each not in stopped]:
+        _send(new, signal.SIGSTOP)
+        stopped += new
+    while (left := node_processes(layout, node)) and time.monotonic() < deadline:
+        _send(left, signal.SIGKILL)
+        time.sleep(_POLL_SECONDS)
+    for process in stopped:
+        reap(process)
+    return left
 
 
-def job_processes(layout: Layout, node: str) -> list[Process]:
-    """A node's step daemons first, then their tasks, with what those have started.
+def node_processes(layout: Layout, node: str) -> list[Process]:
+    """A node's daemon and its steps' daemons first, then tasks, with what those have started.
 
-    A step daemon is known by the node's log, which it holds open, and a task by its environment.
+    The daemons are known by the node's log, which they hold open, and tasks by their environment.
     """
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    steps = [pid for pid in pids if _is_step(pid, layout.logs / f"{node}.log")]
+    serving = [pid for pid in pids if _serves(pid, layout.logs / f"{node}.log")]
     marks = {f"SLURM_CLUSTER_NAME={layout.cluster}".encode(), f"SLURMD_NODENAME={node}".encode()}
     tasks = [pid for pid in pids if marks <= _environment(pid)]
-    found = dict.fromkeys((*steps, *tasks))
+    found = dict.fromkeys((*serving, *tasks))
     children = _children(pids)
     ordered = list(found)
     for pid in ordered:  # grows while it is read
@@ -46,10 +54,14 @@ def job_processes(layout: Layout, node: str) -> list[Process]:
     return [process for process in processes if process.alive]
 
 
-def _is_step(pid: int, log: Path) -> bool:
-    if not Path(_link(f"/proc/{pid}/exe")).name.startswith(_STEPD):
-        return False
-    return str(log) in _open_files(pid)
+def _send(processes: list[Process], number: signal.Signals) -> None:
+    for process in processes:
+        process.send(number)
+
+
+def _serves(pid: int, log: Path) -> bool:
+    """Whether it is a slurmd or a slurmstepd, or about to become one, that writes to the log."""
+    return Path(_link(f"/proc/{pid}/exe")).name.startswith("slurm") and str(log) in _open_files(pid)
 
 
 def _open_files(pid: int) -> Iterator[str]:
