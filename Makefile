@@ -9,10 +9,10 @@ OUT ?= runs/demo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo small-gpu test bridge check format clean peers retrieval soak
+.PHONY: help demo small-gpu test test-slurm bridge check format clean peers retrieval soak
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  variables: PYTHON=python3.12, OUT=runs/demo, ARGS='arguments for the command or for pytest'"
 
 demo: $(VENV)/.installed ## from captions to pictures on this machine: report.html and pictures.png in runs/demo
@@ -30,6 +30,10 @@ small-gpu: $(VENV)/.installed ## the same at one GPU's size: configs/small in ru
 # A file's tests stay together, because they share what takes long to make.
 test: $(VENV)/.installed-dev ## the whole test suite, in two processes (ARGS='-n 0': in one)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Each of these tests waits for Slurm most of its time; two at once would share nodes.
+test-slurm: $(VENV)/.installed-dev ## tests on a real Slurm, started here: needs the packages slurm-wlm slurmdbd munge mariadb-server
+	$(BIN)/python -m pytest -m slurm $(ARGS) tests/slurm
 
 check: $(VENV)/.installed-dev ## ruff, mypy --strict, and the arrows between the packages
 	$(BIN)/ruff check .

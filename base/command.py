@@ -126,7 +126,9 @@ def _name() -> str:
     """The command's name as it was typed: unclip, or python -m PACKAGE."""
     program = os.path.basename(sys.argv[0])
     if program == "__main__.py":
-        return f"python -m {os.path.basename(os.path.dirname(sys.argv[0]))}"
+        spec = sys.modules["__main__"].__spec__
+        package = os.path.basename(os.path.dirname(sys.argv[0]))
+        return f"python -m {spec.parent if spec else package}"
     return program
 
 

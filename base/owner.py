@@ -33,7 +33,7 @@ class Owner:
             host=socket.gethostname(),
             pid=pid,
             namespace=namespace(),
-            process_start=_process_start(pid),
+            process_start=process_start(pid),
             job=os.environ.get("SLURM_JOB_ID"),
             start=now,
             renewed=now,
@@ -47,7 +47,7 @@ class Owner:
         if self.job is not None and self.job == other.job:
             return True
         same_machine = (self.host, self.namespace) == (other.host, other.namespace)
-        return same_machine and _process_start(self.pid) != self.process_start
+        return same_machine and process_start(self.pid) != self.process_start
 
     def describe(self) -> str:
         job = f", Slurm job {self.job}" if self.job else ""
@@ -74,7 +74,7 @@ def namespace() -> str:
         return ""
 
 
-def _process_start(pid: int) -> str:
+def process_start(pid: int) -> str:
     """The process's start in clock ticks since boot; empty when it does not run."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,1 +1,1 @@
-"""Slurm launching: not written yet. Until it is, run `unclip train` under torchrun or srun."""
+"""Slurm: a cluster to try things on. Launching is not there yet: run `unclip train` under srun."""
