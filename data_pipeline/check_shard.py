@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from base.npy import npy_header
 from data_pipeline.check_sample import sample_problem
 from data_pipeline.commits import is_current
 from data_pipeline.embed import CLIP_NOTE
@@ -183,14 +184,13 @@ def _further_clip(files: ShardFiles, name: str) -> ClipInfo:
 def _load_rows(
     file: io.BytesIO, path: Path, shape: tuple[int, int], problems: Problems
 ) -> npt.NDArray[np.float16] | None:
-    version = np.lib.format.read_magic(file)
-    found, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if (version, fortran, dtype) != ((1, 0), False, np.dtype("<f2")) or found != shape:
-        got = f"npy {version} {dtype} {found}"
-        problems.add(path, f"got {got}, expected (1, 0) float16 {shape}")
+    data = file.getvalue()
+    header = npy_header(data)
+    if (header.dtype, header.fortran, header.shape) != ("<f2", False, shape):
+        problems.add(path, f"got npy {header.dtype} {header.shape}, expected <f2 (float16) {shape}")
         return None
-    file.seek(0)
-    rows: npt.NDArray[np.float16] = np.load(file, allow_pickle=False)
+    count = shape[0] * shape[1]
+    rows = np.frombuffer(data, np.float16, count, header.offset).reshape(shape)
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     worst = float(np.abs(norms - 1).max(initial=0.0))
     if not worst <= MAX_EMBEDDING_NORM_ERROR:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from base.errors import NothingUsable, UserError, one_line
+from base.npy import npy_header
 from base.places import Place, parts_of
 from data_pipeline.schema import dataset as schema
 from data_pipeline.schema.selection import selected_keys
@@ -216,18 +216,18 @@ class Shards:
         if not path.is_file():
             raise UserError(f"{path}: missing; make it with `unclip data embed`")
         with parts_of(path, 0) as part:
-            file = io.BytesIO(part(0, _HEADER))
+            data = part(0, _HEADER)
         try:
-            np.lib.format.read_magic(file)
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            header = npy_header(data)
         except ValueError as error:
             raise UserError(f"{path}: no npy file ({one_line(error)}); verify the data") from error
-        if dtype != np.dtype("<f2") or fortran or len(shape) != 2 or shape[0] != ref.rows:
+        dtype, fortran, shape, offset = header
+        if dtype != "<f2" or fortran or len(shape) != 2 or shape[0] != ref.rows:
             raise UserError(
-                f"{path}: got {dtype} {list(shape)}, expected float16 [{ref.rows}, D]; "
+                f"{path}: got {dtype} {list(shape)}, expected <f2 (float16) [{ref.rows}, D]; "
                 "verify the data"
             )
-        return Header(file.tell(), shape[1])
+        return Header(offset, shape[1])
 
 
 def whole_dataset(root: Place, embeddings: str | None = None) -> Shards:
