@@ -95,10 +95,10 @@ def _draw_single(random: Random) -> Scene:
 
 def _draw_pair(random: Random) -> Scene:
     relation = _pick(random, vocabulary.RELATIONS)
-    looks = [_draw_look(random, vocabulary.PAIR_SIZES) for _ in range(2)]
-    while (looks[0]["colour"], looks[0]["shape"]) == (looks[1]["colour"], looks[1]["shape"]):
-        looks[1] = _draw_look(random, vocabulary.PAIR_SIZES)
     vertical = relation in ("above", "below")
+    looks = [_draw_look(random, vocabulary.PAIR_SIZES) for _ in range(2)]
+    while _alike(*looks) or _room(_reach(looks, vertical)) < _GAP[0]:
+        looks[1] = _draw_look(random, vocabulary.PAIR_SIZES)
     backwards = relation in ("right of", "below")  # the object named first comes second in space
     along = _draw_along(random, looks[::-1] if backwards else looks, vertical)
     if backwards:
@@ -111,16 +111,31 @@ def _draw_pair(random: Random) -> Scene:
     return Scene(_pick(random, _BACKGROUNDS), tuple(objects), relation)
 
 
+def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return (one["colour"], one["shape"]) == (other["colour"], other["shape"])
+
+
+def _reach(looks: list[dict[str, Any]], vertical: bool) -> list[tuple[float, float]]:
+    """How far each goes before and after its place, along an axis."""
+    extents = [vocabulary.shape_extent(look["shape"]) for look in looks]
+    sides = [extent[2:] if vertical else extent[:2] for extent in extents]
+    return [
+        (before * look["radius"], after * look["radius"])
+        for look, (before, after) in zip(looks, sides, strict=True)
+    ]
+
+
+def _room(reach: list[tuple[float, float]]) -> float:
+    """What objects in a line leave between the margins."""
+    return 1 - 2 * MARGIN - sum(map(sum, reach))
+
+
 def _draw_along(random: Random, looks: list[dict[str, Any]], vertical: bool) -> list[float]:
     """Places of two objects along the axis of their relation, the nearer to 0 first."""
-    reach = []
-    for look in looks:
-        left, right, up, down = vocabulary.shape_extent(look["shape"])
-        before, after = (up, down) if vertical else (left, right)
-        reach.append((before * look["radius"], after * look["radius"]))
-    room = 1 - 2 * MARGIN - sum(map(sum, reach))
-    gap = _between(random, _GAP[0], max(_GAP[0], min(_GAP[1], room)))
-    slack = max(0.0, room - gap)
+    reach = _reach(looks, vertical)
+    room = _room(reach)
+    gap = _between(random, _GAP[0], min(_GAP[1], room))
+    slack = room - gap
     shift = min(max(slack / 2 + _between(random, -_JITTER_PAIR, _JITTER_PAIR), 0.0), slack)
     first = MARGIN + reach[0][0] + shift
     return [round(first, 4), round(first + reach[0][1] + gap + reach[1][0], 4)]
@@ -156,9 +171,8 @@ def _row_places(
     random: Random, shapes: list[str], radius: float, vertical: bool
 ) -> list[tuple[float, float]]:
     """Places in one line about the centre, outlines equally far apart."""
-    extents = [vocabulary.shape_extent(shape) for shape in shapes]
-    reach = [tuple(radius * r for r in (e[2:] if vertical else e[:2])) for e in extents]
-    room = 1 - 2 * MARGIN - sum(map(sum, reach))
+    reach = _reach([{"shape": shape, "radius": radius} for shape in shapes], vertical)
+    room = _room(reach)
     gap = min(_ROW_GAP, room / (len(shapes) - 1))
     along = MARGIN + (room - gap * (len(shapes) - 1)) / 2
     places = []

@@ -64,7 +64,7 @@ PAIR_SIZES: dict[str, tuple[float, float]] = {
 }
 
 # Radius of the objects of a crowd, and of a row or column of so many.
-CROWD_RADIUS: tuple[float, float] = (0.095, 0.11)
+CROWD_RADIUS: tuple[float, float] = (0.095, 0.1065)
 ROW_RADII: dict[int, tuple[float, float]] = {3: (0.1, 0.115), 4: (0.08, 0.085)}
 
 # Colour-shape combinations that training never shows.

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from base.errors import UserError
@@ -30,7 +30,7 @@ def test_scenes_stay_what_they_are() -> None:
         drawn, caption = scene(7, index, SPLITS[index % 3], NEW)
         total.update(json.dumps([caption, drawn.to_json()]).encode())
         total.update(render(drawn, 256).tobytes() + render(drawn, 64).tobytes())
-    assert total.hexdigest()[:32] == "e7917d09510f891e25c2233a61b48f14"
+    assert total.hexdigest()[:32] == "9d486ede445bf94f7d63a936df13f2c0"
 
 
 def test_the_usual_kinds_are_what_is_drawn_when_nothing_is_said() -> None:
@@ -102,6 +102,7 @@ def understood(text: str) -> Understood:
 
 
 @given(seeds, indices, splits)
+@example(30080, 211810, "unseen")  # a cross above a triangle
 @settings(max_examples=150)
 def test_crowds_lie_inside_apart_and_as_laid_out(seed: int, index: int, split: Split) -> None:
     drawn, _ = scene(seed, index, split, ("crowd",))
