@@ -114,6 +114,9 @@ class Part(Protocol):
     def into(self, offset: int, buffer: memoryview) -> int:
         """Fill a buffer of bytes; how many were read, fewer where the file ends."""
 
+    def expect(self, offset: int, size: int) -> None:
+        """Say that this part will be read soon: a disk fetches it meanwhile."""
+
 
 class _LocalPart:
     def __init__(self, descriptor: int) -> None:
@@ -124,6 +127,10 @@ class _LocalPart:
 
     def into(self, offset: int, buffer: memoryview) -> int:
         return os.preadv(self._descriptor, [buffer], offset)
+
+    def expect(self, offset: int, size: int) -> None:
+        if hasattr(os, "posix_fadvise"):  # Linux has it, macOS has not
+            os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
 
 class _StorePart:
@@ -139,6 +146,9 @@ class _StorePart:
         buffer[: len(data)] = data
         return len(data)
 
+    def expect(self, offset: int, size: int) -> None:
+        """Nothing: a request to a store is made when it is waited for, by many threads."""
+
 
 @contextmanager
 def parts_of(file: Place, ahead: int = READ_AHEAD) -> Iterator[Part]:
@@ -150,8 +160,11 @@ def parts_of(file: Place, ahead: int = READ_AHEAD) -> Iterator[Part]:
         with file.open(ahead=ahead) as opened:
             yield _StorePart(opened)
     else:
-        with file.open("rb") as local:
-            yield _LocalPart(local.fileno())
+        descriptor = os.open(file, os.O_RDONLY)  # a file object would bring a buffer, for nothing
+        try:
+            yield _LocalPart(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager

@@ -56,3 +56,8 @@ class Needs:
     embeddings: bool = False
     context_length: int = 77
     norms: bool = False
+
+    @property
+    def embeddings_alone(self) -> bool:
+        """Whether samples are their two embeddings and nothing else."""
+        return self.embeddings and self.image_size is None and not self.tokens and not self.norms

@@ -22,11 +22,13 @@ from base.errors import NothingUsable, UserError
 from data_pipeline.schema import dataset as schema
 from trainer.batch import Batch, Needs
 from trainer.config import DataConfig
+from trainer.loader.arrays import empty_arrays
 from trainer.loader.catalogue import Catalogue
 from trainer.loader.pictures import decode_square
 from trainer.loader.plan import Plan
 from trainer.loader.samples import SampleReader
 from trainer.loader.shards import whole_dataset
+from trainer.loader.shares import Share
 from trainer.loader.steps import Loader
 from trainer.loader.vectors import evenly
 
@@ -315,3 +317,33 @@ def test_a_batch_of_many_groups_is_the_same_rows(dataset: Path, workers: int) ->
         one_by_one = reader.batch(many.positions(step))
         for name in ("image_embedding", "text_embedding"):
             assert torch.equal(getattr(batch, name), getattr(one_by_one, name)), (step, name)
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_embeddings_alone_are_those_of_their_positions(dataset: Path, data: st.DataObject) -> None:
+    """Groups in use are looked up in a table: any share, start, batch, shuffle and mixture."""
+    several = data.draw(st.booleans())
+    ranks, workers = data.draw(st.sampled_from([(1, 1), (1, 3), (2, 1), (3, 2)]))
+    chosen = config(
+        *[dataset] * (1 + several),
+        weights=[3.0, 1.0] if several else None,
+        streams=data.draw(st.sampled_from([4, 8])),
+        shuffle_run=data.draw(st.integers(1, 4)),
+        shuffle_buffer=data.draw(st.integers(4, 9)),
+    )
+    reader = SampleReader(chosen, Needs(embeddings=True), 3)
+    batch, start = data.draw(st.integers(1, 60)), data.draw(st.integers(0, 500))
+    end = start + 4 * batch
+    share = Share(ranks - 1, ranks, workers - 1, workers)
+    walk = reader.walk(share, start, end)
+    for first in range(start, end, batch):
+        positions = np.arange(first, first + batch)
+        positions = positions[share.owns(positions)]
+        if len(positions):
+            arrays = empty_arrays(Needs(embeddings=True), reader.dim, len(positions))
+            walk.fill(arrays, np.arange(len(positions)), positions)
+            wanted = reader.batch(positions)
+            assert torch.equal(torch.from_numpy(arrays.image_embedding), wanted.image_embedding)
+            assert torch.equal(torch.from_numpy(arrays.text_embedding), wanted.text_embedding)
+    walk.close()

@@ -110,21 +110,30 @@ class Order:
 
     def keys(self, draws: Ints) -> list[tuple[GroupKey, Ints]]:
         """The groups that `draws` (int64 [B]) fall into, with the indices in `draws` of each."""
-        epochs, places = np.divmod(draws, self.epoch_size)
-        late = places >= self._rounds * self.streams
-        turns, streams = np.divmod(places, self.streams)
-        turns[late] = self._rounds
-        streams[late] = self._longer[places[late] - self._rounds * self.streams]
+        streams, times = self.times(draws)
+        epochs, turns = np.divmod(times, self._rounds + 1)
         found: list[tuple[GroupKey, Ints]] = []
         for epoch, stream, chosen in _alike(epochs, streams):
-            opened = self._opened((epoch, stream))
-            for number, inside in _parts(opened.blocks, turns[chosen]):
+            opened, own = self._opened((epoch, stream)), turns[chosen]
+            for number, inside in _parts(opened.blocks, own):
                 block = self._blocks((epoch, stream, number))
-                within = turns[chosen[inside]] - opened.blocks[number]
-                for group, last in _parts(block.groups, within):
+                for group, last in _parts(block.groups, own[inside] - opened.blocks[number]):
                     key = GroupKey(epoch, stream, number, group)
                     found.append((key, chosen[inside][last]))
         return found
+
+    def times(self, draws: Ints) -> tuple[Ints, Ints]:
+        """The streams of `draws` (int64 [B]) and their places in them, int64 [B] each.
+
+        Places ascend with the draws of a stream, and are neighbours within an epoch.
+        """
+        epochs, places = np.divmod(draws, self.epoch_size)
+        turns, streams = np.divmod(places, self.streams)
+        late = places >= self._rounds * self.streams
+        if late.any():
+            turns[late] = self._rounds
+            streams[late] = self._longer[places[late] - self._rounds * self.streams]
+        return streams, epochs * (self._rounds + 1) + turns
 
     def group(self, key: GroupKey) -> Group:
         """The samples of a group, in the order of their draws."""
@@ -221,9 +230,10 @@ def _parts(edges: Ints, values: Ints) -> list[tuple[int, slice | Ints]]:
     """Between which of the ascending `edges` the values lie, with the indices of each part.
 
     Neighbours mostly lie together. bisect keeps the interpreter's lock, for which a call of numpy
-    would have to wait when other threads read.
+    would have to wait when other threads read; a list tells the ends of a few values sooner.
     """
-    low, high = int(values.min()), int(values.max())
+    listed = values.tolist()
+    low, high = min(listed), max(listed)
     first = bisect_right(edges, low) - 1
     if first + 1 == len(edges) or high < edges[first + 1]:
         return [(first, slice(None))]

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from trainer.batch import Batch, Needs
 from trainer.config import DataConfig
+from trainer.loader.arrays import Arrays
 from trainer.loader.order import Ints
-from trainer.loader.samples import Arrays
 from trainer.loader.shares import rank_positions
 
 

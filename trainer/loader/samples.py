@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,57 +12,18 @@ from numpy.typing import NDArray
 from base.stores import StorePath
 from trainer.batch import Batch, Needs
 from trainer.config import DataConfig
+from trainer.loader.arrays import Arrays, empty_arrays
 from trainer.loader.catalogue import Catalogue, Pool
 from trainer.loader.groups import Ahead, Berths, Raw, Read, read_raw
 from trainer.loader.order import GroupKey, Ints
 from trainer.loader.pictures import Pixels, decode_square
 from trainer.loader.shares import Share
 from trainer.loader.vectors import Gather, Vectors, empty_vectors
+from trainer.loader.walk import Walk, Way
 from trainer.rng import SampleRandom
 
-_THREADS = 2  # that read ahead, for each pool; more would wait for each other
+_THREADS = 1  # that reads ahead, for each pool; more would wait for each other, not for the disk
 _THREADS_IN_STORE = 16  # each waits much longer than it works
-
-
-class Arrays(NamedTuple):
-    """A batch as arrays that are filled row by row; a part that is not needed is None."""
-
-    image: NDArray[np.uint8] | None  # [B, 3, S, S]
-    tokens: NDArray[np.int64] | None  # [B, L]
-    image_embedding: NDArray[np.float16] | None  # [B, D]
-    text_embedding: NDArray[np.float16] | None  # [B, D]
-    image_norm: NDArray[np.float32] | None  # [B]
-    text_norm: NDArray[np.float32] | None  # [B]
-
-    def vectors(self) -> Vectors | None:
-        """The embeddings, where there are any."""
-        if self.image_embedding is None or self.text_embedding is None:
-            return None
-        return Vectors(self.image_embedding, self.text_embedding)
-
-    def batch(self, positions: Ints, rows: slice) -> Batch:
-        """Some rows as tensors that share the arrays' memory."""
-        parts = (None if part is None else torch.from_numpy(part[rows]) for part in self)
-        return Batch(torch.from_numpy(positions[rows]), *parts)
-
-
-def layout(needs: Needs, dim: int, rows: int) -> list[tuple[tuple[int, ...], str] | None]:
-    """Shapes and types of the arrays of a batch, in the order of `Arrays`."""
-    side = needs.crop or needs.image_size
-    return [
-        None if side is None else ((rows, 3, side, side), "u1"),
-        ((rows, needs.context_length), "i8") if needs.tokens else None,
-        ((rows, dim), "f2") if needs.embeddings else None,
-        ((rows, dim), "f2") if needs.embeddings else None,
-        ((rows,), "f4") if needs.norms else None,
-        ((rows,), "f4") if needs.norms else None,
-    ]
-
-
-def empty_arrays(needs: Needs, dim: int, rows: int) -> Arrays:
-    """Arrays in this process's own memory."""
-    parts = layout(needs, dim, rows)
-    return Arrays(*(None if part is None else np.empty(*part) for part in parts))
 
 
 class SampleReader:
@@ -109,12 +69,13 @@ class SampleReader:
 
             return read
 
-        ahead = []
+        ways = []
         for number, pool in enumerate(self.catalogue.pools):
             order = pool.order
             berths = Berths(self._vectors(Berths.EACH * order.streams * order.most), order.most)
-            ahead.append(Ahead(wanted(number), order.following, _threads(pool), berths))
-        return Walk(self, ahead)
+            ahead = Ahead(wanted(number), order.following, _threads(pool), berths)
+            ways.append(Way(order, ahead, self.put, self._needs.embeddings_alone))
+        return Walk(self.catalogue.mixture, ways)
 
     def _vectors(self, rows: int) -> Vectors | None:
         """Memory for embeddings, if they are wanted."""
@@ -173,35 +134,6 @@ class SampleReader:
         from open_clip.tokenizer import SimpleTokenizer  # slow to import, needless for pictures
 
         return SimpleTokenizer(context_length=self._needs.context_length)
-
-
-class Walk:
-    """A worker's way through the positions, groups read ahead; ends with `close`."""
-
-    def __init__(self, reader: SampleReader, ahead: list[Ahead]) -> None:
-        self._reader, self._ahead = reader, ahead
-
-    def fill(self, arrays: Arrays, rows: Ints, positions: Ints) -> None:
-        """Put the samples at `positions`, this worker's next ones, into `rows` of `arrays`."""
-        catalogue, gather = self._reader.catalogue, Gather(arrays.vectors(), rows)
-        for number, chosen, draws in catalogue.mixture.split(positions):
-            ahead, moved = self._ahead[number], set[int]()
-            for key, some in catalogue.pools[number].order.keys(draws):
-                if not ahead.has(key):
-                    if key.stream in moved:  # twice: what is noted of it would be read over
-                        gather.flush()
-                    moved.add(key.stream)
-                at, (raw, begin) = chosen[some], ahead.group(key)
-                first = bisect_left(raw.draws, draws[some][0])  # this worker's next ones
-                places = raw.places[first : first + len(at)]
-                self._reader.put(arrays, rows[at], positions[at], raw, places)
-                gather.add(at, ahead.berths.vectors, begin + places)
-        gather.flush()
-
-    def close(self) -> None:
-        """End the reading threads."""
-        for ahead in self._ahead:
-            ahead.close()
 
 
 def _threads(pool: Pool) -> int:

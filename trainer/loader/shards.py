@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from base.errors import NothingUsable, UserError, one_line
 from base.npy import npy_header
-from base.places import Place, parts_of
+from base.places import Part, Place, parts_of
 from data_pipeline.schema import dataset as schema
 from data_pipeline.schema.selection import selected_keys
 from trainer.loader.kept import Kept
@@ -56,6 +56,7 @@ class Index(NamedTuple):
 class Header(NamedTuple):
     """Of an npy file of embeddings, float16 [rows, D]."""
 
+    path: Place
     offset: int
     dim: int
 
@@ -84,11 +85,12 @@ class Shards:
         for number, _, rows in self._by_shard(samples):
             ref, index = self.refs[number], self._indices(number)
             offsets, lengths = index.jpg_offset[rows], index.jpg_length[rows]
-            with _reading(schema.tar_path(ref.root, ref.shard)) as read:
+            with ExitStack() as files:
+                tar = _open(files, schema.tar_path(ref.root, ref.shard))
                 for first, last in _spans(offsets, offsets + lengths):
                     begin, end = int(offsets[first]), int(offsets[last - 1] + lengths[last - 1])
                     data = np.empty(end - begin, np.uint8).data
-                    read(begin, data)
+                    tar.read(begin, data)
                     starts = (offsets[first:last] - begin).tolist()
                     sizes = lengths[first:last].tolist()
                     found += [
@@ -121,10 +123,19 @@ class Shards:
         return found
 
     def read_embeddings(self, samples: Ints, into: Vectors) -> None:
-        """The same into the first rows of memory that is there."""
-        for number, part, rows in self._by_shard(samples):
-            for kind, vectors in enumerate(into):
-                self._read_rows(number, kind, rows, vectors[part])
+        """The same into the first rows of memory that is there.
+
+        A disk is told of all that is wanted before the first of it is waited for.
+        """
+        with ExitStack() as files:
+            wanted = [
+                each
+                for number, part, rows in self._by_shard(samples)
+                for kind, vectors in enumerate(into)
+                for each in self._wanted_rows(files, number, kind, rows, vectors[part])
+            ]
+            for each in wanted:
+                each.read()
 
     def norms(self, samples: Ints) -> Norms:
         """The lengths that the embeddings of `samples`, ascending, had: image and text, [n, 2].
@@ -156,20 +167,17 @@ class Shards:
             yield number, slice(first, last), rows if picked is None else picked[rows]
             first = last
 
-    def _read_rows(self, number: int, kind: int, rows: Ints, into: Halves) -> None:
-        """Rows of one file; those that lie side by side come where they belong without a copy."""
+    def _wanted_rows(
+        self, files: ExitStack, number: int, kind: int, rows: Ints, into: Halves
+    ) -> Iterator[_Rows]:
+        """Rows of one file, in long reads, each of which the disk is told of."""
         header = self._headers(2 * number + kind)
         size = 2 * header.dim
-        with _reading(self._embedding_path(number, kind)) as read:
-            for first, last in _spans(size * rows, size * (rows + 1)):
-                part, begin = into[first:last], header.offset + int(rows[first]) * size
-                count = int(rows[last - 1] - rows[first]) + 1
-                if count == last - first:
-                    read(begin, part.data.cast("B"))
-                    continue
-                around = np.empty((count, header.dim), np.float16)
-                read(begin, around.data.cast("B"))
-                part[:] = around[rows[first:last] - rows[first]]
+        file = _open(files, header.path)
+        for first, last in _spans(size * rows, size * (rows + 1)):
+            begin, inside = header.offset + size * int(rows[first]), rows[first:last] - rows[first]
+            file.part.expect(begin, size * (int(inside[-1]) + 1))
+            yield _Rows(file, begin, inside, into[first:last])
 
     def _embedding_path(self, number: int, kind: int) -> Place:
         ref = self.refs[number]
@@ -227,7 +235,7 @@ class Shards:
                 f"{path}: got {dtype} {list(shape)}, expected <f2 (float16) [{ref.rows}, D]; "
                 "verify the data"
             )
-        return Header(offset, shape[1])
+        return Header(path, offset, shape[1])
 
 
 def whole_dataset(root: Place, embeddings: str | None = None) -> Shards:
@@ -270,23 +278,58 @@ def _selected(root: Place, sizes: Sequence[int], selection: str) -> Iterator[Sha
             yield ShardRef(root, shard, size, None if len(picked) == size else picked)
 
 
-@contextmanager
-def _reading(path: Place) -> Iterator[Callable[[int, memoryview], None]]:
-    """Gives what fills a buffer from an offset of a file.
+class _Open(NamedTuple):
+    """A file of a shard, open; its errors name it."""
+
+    path: Place
+    part: Part
+
+    def read(self, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer.
+
+        Raises:
+            UserError: the file ends early, or cannot be read.
+        """
+        try:
+            if self.part.into(offset, buffer) < len(buffer):
+                raise UserError(f"{self.path}: ends early; verify the data")
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+
+
+def _open(files: ExitStack, path: Place) -> _Open:
+    """Open until `files` is left.
 
     Raises:
-        UserError: the file is missing, or ends early.
+        UserError: the file is missing, or may not be read.
     """
-
-    def read(offset: int, buffer: memoryview) -> None:
-        if part.into(offset, buffer) < len(buffer):
-            raise UserError(f"{path}: ends early; verify the data")
-
     try:
-        with parts_of(path, 0) as part:
-            yield read
+        return _Open(path, files.enter_context(parts_of(path, 0)))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or one_line(error)}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Place, error: OSError) -> UserError:
+    return UserError(f"{path}: {error.strerror or one_line(error)}")
+
+
+class _Rows(NamedTuple):
+    """Rows of embeddings that are read at once."""
+
+    file: _Open
+    begin: int  # where in the file the first of them is
+    rows: Ints  # [n], ascending from 0
+    into: Halves  # [n, D]
+
+    def read(self) -> None:
+        """Those that lie side by side come where they belong without a copy."""
+        count = int(self.rows[-1]) + 1
+        if count == len(self.rows):
+            self.file.read(self.begin, self.into.data.cast("B"))
+            return
+        around = np.empty((count, self.into.shape[1]), np.float16)
+        self.file.read(self.begin, around.data.cast("B"))
+        self.into[:] = around[self.rows]
 
 
 def _spans(begins: Ints, ends: Ints) -> Iterator[tuple[int, int]]:

@@ -13,8 +13,9 @@ import numpy as np
 
 from base.errors import UserError
 from trainer.batch import Batch
+from trainer.loader.arrays import empty_arrays
 from trainer.loader.plan import Plan
-from trainer.loader.samples import SampleReader, empty_arrays
+from trainer.loader.samples import SampleReader
 from trainer.loader.shares import Share
 from trainer.loader.workers import Workers
 

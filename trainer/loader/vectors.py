@@ -72,3 +72,27 @@ def evenly(numbers: Ints) -> slice | Ints:
     if step <= 0 or (steps != step).any() or not len(numbers):
         return numbers
     return slice(int(numbers[0]), int(numbers[-1]) + 1, step)
+
+
+class Found:
+    """Where the embeddings lie of the groups that are in use, one of each stream, in one table: a
+    batch is a handful of rows of very many groups, and is looked up at once."""
+
+    def __init__(self, streams: int, most: int) -> None:
+        """`most`: the places that a group takes in its stream."""
+        self._firsts = np.zeros(streams, np.int64)  # place in the stream of a group's first sample
+        self._rows = np.full((streams, most), -1, np.int64)  # of each place from there on
+
+    def keep(self, stream: int, times: Ints, rows: Ints) -> None:
+        """The samples at `times`, ascending, lie in `rows`; those of the group before are gone."""
+        self._firsts[stream] = times[0]
+        self._rows[stream] = -1
+        self._rows[stream, times - times[0]] = rows
+
+    def rows(self, streams: Ints, times: Ints) -> Ints:
+        """Where each sample lies, int64 [B]; -1 where that is not known."""
+        after = times - self._firsts[streams]
+        most = self._rows.shape[1]
+        rows: Ints = self._rows[streams, np.clip(after, 0, most - 1)]
+        rows[(after < 0) | (after >= most)] = -1
+        return rows

@@ -22,8 +22,9 @@ import torch
 
 from base.errors import UserError
 from trainer.batch import Batch
+from trainer.loader.arrays import Arrays, layout
 from trainer.loader.plan import Plan
-from trainer.loader.samples import Arrays, SampleReader, layout
+from trainer.loader.samples import SampleReader
 from trainer.loader.shares import Share
 
 _SHIELDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
