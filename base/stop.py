@@ -12,6 +12,7 @@ from typing import Any
 from base.errors import Stopped
 
 _SYSTEM = (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+_asked = threading.Event()  # a flag has taken a signal of the system: this process is ending
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOPPED = "stopped; run the same command again"
 
@@ -65,19 +66,24 @@ class StopFlag:
         if number == signal.SIGINT and self.signal is signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
+        if number in _SYSTEM:
+            _asked.set()
 
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[Callable[[], bool]]:
     """SIGTERM, SIGUSR2 and SIGHUP raise KeyboardInterrupt wherever the block is, as Ctrl-C does.
 
-    Gives what tells whether one of them came. Within a StopFlag it is the flag that they set.
+    Gives what tells whether one of them came. Within a StopFlag it is the flag that they set, and
+    after it what comes again is no news: what was saved must not be told as an interruption.
     """
     came = threading.Event()
+    _asked.clear()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         came.set()
-        raise KeyboardInterrupt
+        if not _asked.is_set():
+            raise KeyboardInterrupt
 
     earlier = {number: signal.signal(number, interrupt) for number in _heard()}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict
 from json import dumps
@@ -110,7 +111,7 @@ def plan(
 
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu: got {mfu}, expected a share above 0 and up to 1")
-    if peak is not None and peak <= 0:
+    if peak is not None and not 0 < peak < math.inf:
         raise UserError(f"--peak: got {peak}, expected TFLOP/s above 0")
     if device not in ("cuda", "cpu"):
         raise UserError(f"--device: got {device!r}, expected cuda or cpu")
@@ -155,6 +156,7 @@ def show(run: Run, at: At = None, json: Json = False) -> None:
     """What one checkpoint holds: progress, tensors, files, fingerprints."""
     from trainer.checkpoint.read import resolve_checkpoint
 
+    _require_run(run)
     checkpoint = resolve_checkpoint(run, at)
     manifest = checkpoint.manifest
     state = checkpoint.state().to_json()
@@ -284,6 +286,7 @@ def export(
         raise UserError(f"--format: got {form!r}, expected safetensors or diffusers")
     from trainer.checkpoint.export import export as write_export
 
+    _require_run(run)
     kind = weights or "ema"
     write_export(run, kind, target, at, replace)
     if json:
@@ -358,13 +361,16 @@ def analytic(
 
 
 def _row(folder: Path) -> dict[str, Any]:
-    """What a list of checkpoints tells of one, as far as its manifest can be read."""
-    from trainer.checkpoint.read import open_checkpoint
+    """What a list of checkpoints tells of one: by its manifest, and by the sizes of its files."""
+    from trainer.checkpoint.read import open_checkpoint, size_fault
 
     try:
         manifest = open_checkpoint(folder).manifest
     except UserError as error:
         return {"name": folder.name, "damaged": str(error)}
+    sizes = (size_fault(folder / name, record) for name, record in manifest.files.items())
+    if (fault := next(filter(None, sizes), None)) is not None:
+        return {"name": folder.name, "damaged": fault}
     return {
         "name": folder.name,
         "damaged": None,

@@ -152,3 +152,15 @@ def test_a_flag_within_takes_the_signal() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested
         assert not by_system()
+
+
+def test_what_comes_after_a_flag_was_raised_does_not_interrupt_the_end() -> None:
+    """Slurm sends USR2 and then TERM; what was saved would be told as an interruption."""
+    with interrupted_by_signals() as by_system:
+        with StopFlag() as stop:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)  # while what was held is let go of
+        assert by_system()
+    with interrupted_by_signals(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -141,9 +141,13 @@ def compare_with_full_gather(data: Path, folder: Path, zero: int, precision: str
                 average[name].lerp_(value, weight)
     pieces = assembled(engine, session.ema.attach(engine.flats()))
     difference = {
-        kind: max(
-            float((pieces[kind][name] - value).abs().max())
-            for name, value in (averages.get(kind) or full(engine, kind)).items()
+        kind: float(
+            torch.stack(  # torch's max keeps a NaN, Python's loses it
+                [
+                    (pieces[kind][name] - value).abs().max()
+                    for name, value in (averages.get(kind) or full(engine, kind)).items()
+                ]
+            ).max()
         )
         for kind in KINDS
     }

@@ -109,6 +109,8 @@ def test_a_dataset_in_a_store_is_read_in_long_reads(store: Any, tmp_path: Path) 
     assert_same(read(plan(near, steps=7)), read(plan(far, steps=7)))
     tars = Counter(r.path for r in store.seen if r.path.endswith(".tar") and r.method == "GET")
     assert 0 < sum(tars.values()) <= 24  # 70 pictures in runs of 8 at most
+    alone = Needs(embeddings=True)
+    assert_same(read(plan(near, alone, steps=7)), read(plan(far, alone, steps=7)))
 
 
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 9), st.integers(1, 5))

@@ -89,6 +89,21 @@ def test_damage_is_found_and_named_and_the_one_before_is_taken(
     ]
 
 
+@pytest.mark.parametrize("damage", [flip, truncate, remove])
+@pytest.mark.parametrize("name", FILES)
+def test_no_export_is_made_of_what_is_damaged(
+    run: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    """A turned bit of a weight may be a number of any size, and nothing else tells of it."""
+    damage(run / LAST / name)
+    out = tmp_path / "weights.safetensors"
+    with pytest.raises(UserError, match=name):
+        CliRunner().invoke(
+            app, ["checkpoint", "export", str(run), str(out)], catch_exceptions=False
+        )
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     "damage", [flip, truncate, remove, lambda path: path.write_bytes(b"\xff" * 9000)]
 )
@@ -116,6 +131,14 @@ def test_verify_looks_at_snapshots_of_averages(dataset: Path, tmp_path: Path) ->
     flip(run / "snapshots/000000000072/slices/rank_00000.safetensors")
     with pytest.raises(UserError, match=r"snapshots/000000000048/manifest\.json.* \(and 1 more\)"):
         CliRunner().invoke(app, ["checkpoint", "verify", str(run)], catch_exceptions=False)
+
+
+def test_a_list_names_files_of_another_size(run: Path) -> None:
+    truncate(run / LAST / FILES[0])
+    shown = CliRunner().invoke(app, ["checkpoint", "list", str(run)], catch_exceptions=False)
+    last = shown.stdout.splitlines()[-1]
+    assert "damaged: " in last
+    assert FILES[0] in last
 
 
 def test_a_list_names_what_is_damaged_beside_the_others(run: Path) -> None:

@@ -1,12 +1,15 @@
 """The loader's tensors: right samples, right pixels, the same from threads and processes."""
 
+import errno
 import io
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -32,6 +35,7 @@ from trainer.loader.shares import Share
 from trainer.loader.steps import Loader
 from trainer.loader.vectors import evenly
 
+EMBEDDINGS = Needs(embeddings=True)
 ALL = Needs(image_size=32, tokens=True, embeddings=True, context_length=12)
 
 
@@ -199,6 +203,51 @@ def test_damage_is_told_in_one_line(tmp_path: Path) -> None:
     schema.img_emb_path(data, 0).unlink()
     with pytest.raises(UserError, match="unclip data embed"):
         read(plan(config(data), Needs(embeddings=True)))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_damaged_embeddings_are_named(tmp_path: Path, number: int) -> None:
+    """Of several files that are open at once the one that is short, also if it became so late."""
+    data = toy.write_dataset(tmp_path / "d", [4, 4, 4])
+    bad, reader = schema.text_emb_path(data, number), SampleReader(config(data), EMBEDDINGS, 3)
+    reader.batch(np.arange(12))  # headers are known from here on
+    bad.write_bytes(bad.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{bad.name}: ends early; verify the data"):
+        reader.batch(np.arange(12))
+    bad.write_bytes(b"\x93NUMPY")
+    with pytest.raises(UserError, match=f"{bad.name}: no npy file"):
+        read(plan(config(data), EMBEDDINGS))
+
+
+def test_files_that_cannot_be_opened_are_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So ranks agree on it and save, whatever the system's reason is."""
+    data = toy.write_dataset(tmp_path / "d", [4, 4])
+    bad, whole = schema.text_emb_path(data, 1), os.open
+
+    def open_others(path: Any, *more: Any, **named: Any) -> int:
+        if str(path) == str(bad):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return whole(path, *more, **named)
+
+    monkeypatch.setattr(os, "open", open_others)
+    with pytest.raises(UserError, match=f"{bad.name}: Permission denied"):
+        read(plan(config(data), EMBEDDINGS))
+
+
+def test_many_shards_at_once_need_few_open_files(tmp_path: Path) -> None:
+    data = toy.write_dataset(tmp_path / "d", [1] * 120)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    here = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (here + 60, hard))
+    try:
+        shards = whole_dataset(data)
+        image, text = shards.embeddings(np.arange(120))
+        jpegs = shards.jpegs(np.arange(120))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(image) == len(text) == len(jpegs) == 120
 
 
 def test_damage_in_a_worker_is_told_in_one_line(tmp_path: Path) -> None:

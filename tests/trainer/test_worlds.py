@@ -39,6 +39,7 @@ if os.environ.get("UNCLIP_SOAK"):
     CHANGES = [
         *(Change(2, zero, 4, then) for zero, then in both),
         *(Change(3, zero, 2, then) for zero, then in both),
+        *(Change(4, zero, 2, then) for zero, then in both),
         *(Change(2, zero, 2, then) for zero, then in [(1, 3), (3, 1), (0, 2), (2, 0)]),
         *(Change(1, zero, 2, then) for zero, then in [(1, 3), (3, 1)]),
         *(Change(2, zero, 1, then) for zero, then in [(1, 3), (3, 1)]),
@@ -54,7 +55,7 @@ def folder(
     folder = tmp_path_factory.mktemp("worlds")
     worlds.part(dataset, folder, "alone", {"samples": WHOLE})
     begun: set[Change] = set()
-    for ranks in (3, 1, 2, 4, 1):
+    for ranks in (3, 1, 4, 2, 4, 1):
         words: list[object] = []
         for change in CHANGES:
             if change not in begun and change.ranks == ranks:

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from base.errors import UserError
 from base.files import atomic_path
-from trainer.checkpoint.read import Checkpoint, SliceReader, resolve_checkpoint
+from trainer.checkpoint.read import (
+    Checkpoint,
+    SliceReader,
+    require_whole,
+    resolve_checkpoint,
+)
 from trainer.checkpoint.tensors import Entry, write_tensors
 from trainer.ema.profiles import KIND
 
@@ -25,10 +30,11 @@ def export(
     `weights`: `raw`, `ema`, or a power function's average such as `ema_0.050`.
 
     Raises:
-        UserError: the run has no such checkpoint or weights; `out` is there already and not to be
-            replaced, or is a folder.
+        UserError: the run has no such checkpoint or weights, or a file of it is damaged; `out` is
+            there already and not to be replaced, or is a folder.
     """
     checkpoint = resolve_checkpoint(run, samples)
+    require_whole(checkpoint)
     kind, reader = stored_kind(checkpoint, weights), SliceReader(checkpoint)
     about = {"run": run.name, "samples": str(checkpoint.manifest.samples), "weights": weights}
     write_weights(out, reader, lambda name: reader.whole(kind, name), about, replace)

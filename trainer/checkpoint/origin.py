@@ -14,7 +14,12 @@ from base.errors import UserError
 from base.files import sha256_file
 from trainer.checkpoint.export import stored_kind
 from trainer.checkpoint.manifest import MANIFEST
-from trainer.checkpoint.read import Checkpoint, SliceReader, faults, resolve_checkpoint
+from trainer.checkpoint.read import (
+    Checkpoint,
+    SliceReader,
+    require_whole,
+    resolve_checkpoint,
+)
 from trainer.ema.profiles import KIND
 from trainer.engine.base import Engine
 
@@ -136,9 +141,7 @@ class _RunWeights:
         self._reader = SliceReader(checkpoint)
 
     def verify(self) -> str:
-        problems = faults(self._checkpoint)
-        if problems:
-            raise UserError(problems[0])
+        require_whole(self._checkpoint)
         return sha256_file(self._checkpoint.folder / MANIFEST)  # it has those of the files
 
     def part(self, name: str, start: int, count: int) -> Tensor:

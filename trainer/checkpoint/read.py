@@ -67,6 +67,17 @@ def faults(checkpoint: Checkpoint, part: int = 0, parts: int = 1) -> list[str]:
     return [fault for fault in found if fault is not None]
 
 
+def require_whole(checkpoint: Checkpoint) -> None:
+    """Compare all files with the manifest, before something new is made of them.
+
+    Raises:
+        UserError: one is not as it was written.
+    """
+    found = faults(checkpoint)
+    if found:
+        raise UserError(found[0])
+
+
 def folder_faults(folder: Path) -> list[str]:
     """What is wrong with a checkpoint's folder, of which nothing is known yet."""
     try:

@@ -198,5 +198,7 @@ def _unless(given_up: Event, entry: Entry) -> Entry:
 
 def _forget(path: Path) -> None:
     """Let the system drop its copy of a file, so that it is read from the disk again."""
+    if not hasattr(os, "posix_fadvise"):  # macOS
+        return
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

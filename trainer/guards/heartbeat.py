@@ -94,7 +94,8 @@ class Heartbeat:
                 if not self._dumped and time.monotonic() - self._since > self._hang_after:
                     self._dump()
             for look in self._looks:
-                look()
+                with suppress(OSError):  # the next one may see more
+                    look()
             if self._over.wait(min(RENEW_SECONDS, self._hang_after / 4)):
                 return
 

@@ -20,7 +20,7 @@ from base.clip_reference import CONFIG_NAME, find_export, find_weights
 from base.errors import UserError
 from base.files import read_json, require_free_space, sync, write_json
 from trainer.builders import load_clip
-from trainer.checkpoint.read import resolve_checkpoint
+from trainer.checkpoint.read import require_whole, resolve_checkpoint
 from trainer.checkpoint.tensors import entry_of, write_tensors
 from trainer.config import AnyTrainConfig
 from trainer.record import CONFIG
@@ -59,7 +59,7 @@ def export_cascade(path: Path, out: Path, weights: str | None = None) -> list[st
     config = load_cascade_config(path)
     config = config if weights is None else with_weights(config, weights)
     parts = _pipeline(config)
-    _require_room(out, list(_networks(config)), config.clip)
+    _require_whole_and_room(out, list(_networks(config)), config.clip)
     with _whole(out) as working:
         for write in parts.values():
             write(working)
@@ -87,7 +87,7 @@ def export_run(run: Path, out: Path, weights: str = "ema", samples: int | None =
                 parts = _clip(str(run))
             case _:
                 raise ValueError(f"stage: got {config.stage}, of which diffusers has no class")
-    _require_room(out, [network])
+    _require_whole_and_room(out, [network])
     with _whole(out) as working:
         for write in parts.values():
             write(working)
@@ -261,11 +261,15 @@ def _config_of(network: NetworkConfig) -> AnyTrainConfig:
     return load_train_config(run / CONFIG)
 
 
-def _require_room(out: Path, networks: list[NetworkConfig], clip: str | None = None) -> None:
+def _require_whole_and_room(
+    out: Path, networks: list[NetworkConfig], clip: str | None = None
+) -> None:
     weights = None if clip is None else find_weights(clip)
     needed = _SPARE + (0 if weights is None else weights.stat().st_size)
     for network in networks:
-        manifest = resolve_checkpoint(Path(network.run), network.samples).manifest
+        checkpoint = resolve_checkpoint(Path(network.run), network.samples)
+        require_whole(checkpoint)
+        manifest = checkpoint.manifest
         needed += 4 * sum(record.count for record in manifest.tensors.values())
     require_free_space(out, needed)
 

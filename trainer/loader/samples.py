@@ -22,7 +22,7 @@ from trainer.loader.vectors import Gather, Vectors, empty_vectors
 from trainer.loader.walk import Walk, Way
 from trainer.rng import SampleRandom
 
-_THREADS = 1  # that reads ahead, for each pool; more would wait for each other, not for the disk
+_THREADS = 1  # that reads ahead, for each pool: the disk is told of all that it will wait for
 _THREADS_IN_STORE = 16  # each waits much longer than it works
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,9 @@ _INDEX = ["jpg_offset", "jpg_length", "caption"]
 _NORMS = ["img_norm", "text_norm"]
 _UNIT = 1e-3  # no projection of a CLIP is so near to length 1 in all rows of a shard
 _HEADER = 4096  # more than any npy header of ours
+_OPEN = 16  # shards whose files are open at once
+
+_Of = tuple[int, slice, Ints]  # a shard's number, which of the wanted samples are its, their rows
 
 
 @dataclass(frozen=True)
@@ -81,22 +84,16 @@ class Shards:
         Raises:
             UserError: a tar is missing, or shorter than its metadata say.
         """
-        found = []
-        for number, _, rows in self._by_shard(samples):
-            ref, index = self.refs[number], self._indices(number)
-            offsets, lengths = index.jpg_offset[rows], index.jpg_length[rows]
+        found: list[bytes] = []
+        for shards in _portions(self._by_shard(samples)):
             with ExitStack() as files:
-                tar = _open(files, schema.tar_path(ref.root, ref.shard))
-                for first, last in _spans(offsets, offsets + lengths):
-                    begin, end = int(offsets[first]), int(offsets[last - 1] + lengths[last - 1])
-                    data = np.empty(end - begin, np.uint8).data
-                    tar.read(begin, data)
-                    starts = (offsets[first:last] - begin).tolist()
-                    sizes = lengths[first:last].tolist()
-                    found += [
-                        bytes(data[start : start + size])
-                        for start, size in zip(starts, sizes, strict=True)
-                    ]
+                wanted = [
+                    each
+                    for number, _, rows in shards
+                    for each in self._wanted_jpegs(files, number, rows)
+                ]
+                for each in wanted:
+                    found += each.read()
         return found
 
     def name(self, sample: int) -> str:
@@ -125,17 +122,18 @@ class Shards:
     def read_embeddings(self, samples: Ints, into: Vectors) -> None:
         """The same into the first rows of memory that is there.
 
-        A disk is told of all that is wanted before the first of it is waited for.
+        A disk is told of all that is wanted of a few shards before the first of it is waited for.
         """
-        with ExitStack() as files:
-            wanted = [
-                each
-                for number, part, rows in self._by_shard(samples)
-                for kind, vectors in enumerate(into)
-                for each in self._wanted_rows(files, number, kind, rows, vectors[part])
-            ]
-            for each in wanted:
-                each.read()
+        for shards in _portions(self._by_shard(samples)):
+            with ExitStack() as files:
+                wanted = [
+                    each
+                    for number, part, rows in shards
+                    for kind, vectors in enumerate(into)
+                    for each in self._wanted_rows(files, number, kind, rows, vectors[part])
+                ]
+                for each in wanted:
+                    each.read()
 
     def norms(self, samples: Ints) -> Norms:
         """The lengths that the embeddings of `samples`, ascending, had: image and text, [n, 2].
@@ -150,7 +148,7 @@ class Shards:
         """The embeddings' width."""
         return self._headers(0).dim
 
-    def _by_shard(self, samples: Ints) -> Iterator[tuple[int, slice, Ints]]:
+    def _by_shard(self, samples: Ints) -> Iterator[_Of]:
         """Numbers of shards, which of `samples` are theirs, and those rows, ascending.
 
         Raises:
@@ -167,6 +165,17 @@ class Shards:
             yield number, slice(first, last), rows if picked is None else picked[rows]
             first = last
 
+    def _wanted_jpegs(self, files: ExitStack, number: int, rows: Ints) -> Iterator[_Jpegs]:
+        """Pictures of one tar, in long reads, each of which the disk is told of."""
+        ref, index = self.refs[number], self._indices(number)
+        offsets, lengths = index.jpg_offset[rows], index.jpg_length[rows]
+        tar = _open(files, schema.tar_path(ref.root, ref.shard))
+        for first, last in _spans(offsets, offsets + lengths):
+            begin, end = int(offsets[first]), int(offsets[last - 1] + lengths[last - 1])
+            tar.expect(begin, end - begin)
+            starts, sizes = offsets[first:last] - begin, lengths[first:last]
+            yield _Jpegs(tar, begin, end - begin, starts.tolist(), sizes.tolist())
+
     def _wanted_rows(
         self, files: ExitStack, number: int, kind: int, rows: Ints, into: Halves
     ) -> Iterator[_Rows]:
@@ -176,7 +185,7 @@ class Shards:
         file = _open(files, header.path)
         for first, last in _spans(size * rows, size * (rows + 1)):
             begin, inside = header.offset + size * int(rows[first]), rows[first:last] - rows[first]
-            file.part.expect(begin, size * (int(inside[-1]) + 1))
+            file.expect(begin, size * (int(inside[-1]) + 1))
             yield _Rows(file, begin, inside, into[first:last])
 
     def _embedding_path(self, number: int, kind: int) -> Place:
@@ -221,13 +230,14 @@ class Shards:
 
     def _read_header(self, number: int) -> Header:
         ref, path = self.refs[number // 2], self._embedding_path(number // 2, number % 2)
-        if not path.is_file():
-            raise UserError(f"{path}: missing; make it with `unclip data embed`")
-        with parts_of(path, 0) as part:
-            data = part(0, _HEADER)
         try:
-            header = npy_header(data)
-        except ValueError as error:
+            if not path.is_file():
+                raise UserError(f"{path}: missing; make it with `unclip data embed`")
+            with parts_of(path, 0) as part:
+                header = npy_header(part(0, _HEADER))
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except (ValueError, EOFError) as error:
             raise UserError(f"{path}: no npy file ({one_line(error)}); verify the data") from error
         dtype, fortran, shape, offset = header
         if dtype != "<f2" or fortran or len(shape) != 2 or shape[0] != ref.rows:
@@ -291,10 +301,18 @@ class _Open(NamedTuple):
             UserError: the file ends early, or cannot be read.
         """
         try:
-            if self.part.into(offset, buffer) < len(buffer):
-                raise UserError(f"{self.path}: ends early; verify the data")
+            read = self.part.into(offset, buffer)
         except OSError as error:
             raise _unreadable(self.path, error) from error
+        except EOFError:  # a store's word for an object that has become shorter
+            read = 0
+        if read < len(buffer):
+            raise UserError(f"{self.path}: ends early; verify the data")
+
+    def expect(self, offset: int, size: int) -> None:
+        """Say that these bytes will be read soon; nothing is lost where that fails."""
+        with suppress(OSError):
+            self.part.expect(offset, size)
 
 
 def _open(files: ExitStack, path: Place) -> _Open:
@@ -311,6 +329,23 @@ def _open(files: ExitStack, path: Place) -> _Open:
 
 def _unreadable(path: Place, error: OSError) -> UserError:
     return UserError(f"{path}: {error.strerror or one_line(error)}")
+
+
+class _Jpegs(NamedTuple):
+    """Files of pictures that are read at once."""
+
+    tar: _Open
+    begin: int  # in the tar
+    size: int  # bytes
+    starts: list[int]  # of each file, from `begin` on
+    sizes: list[int]
+
+    def read(self) -> list[bytes]:
+        """The files."""
+        data = np.empty(self.size, np.uint8).data
+        self.tar.read(self.begin, data)
+        places = zip(self.starts, self.sizes, strict=True)
+        return [bytes(data[start : start + size]) for start, size in places]
 
 
 class _Rows(NamedTuple):
@@ -330,6 +365,12 @@ class _Rows(NamedTuple):
         around = np.empty((count, self.into.shape[1]), np.float16)
         self.file.read(self.begin, around.data.cast("B"))
         self.into[:] = around[self.rows]
+
+
+def _portions(shards: Iterator[_Of]) -> Iterator[list[_Of]]:
+    """A few shards at a time: all their files are open at once, and a process may have so many."""
+    while some := list(islice(shards, _OPEN)):
+        yield some
 
 
 def _spans(begins: Ints, ends: Ints) -> Iterator[tuple[int, int]]:
