@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slurm_jobs import history, state, wait, wait_for
+from slurm_jobs import state, wait, wait_for
 
 from base import yaml
 from slurm.testbed.cluster import Cluster
@@ -105,10 +105,9 @@ def test_a_signal_costs_a_requeue_and_not_a_bit(
     wait(lambda: metrics.is_file() and metrics.read_text().count("\n") > 3, "some steps", 120)
     cluster.run("scancel", "--signal=USR2", found["clip"])
     wait_done(path, found, cluster)
-    assert history(cluster, found["clip"]) == ["REQUEUED", "COMPLETED"] or "goes on at" in log_of(
-        path, "clip", cluster
-    )
-    assert log_of(path, "clip", cluster).count(f"job {found['clip']} is requeued") == 1
+    log = log_of(path, "clip", cluster)
+    assert log.count(f"job {found['clip']} is requeued") == 1
+    assert "goes on at" in log
     assert weights(hurt) == weights(calm)
 
 
