@@ -167,12 +167,15 @@ def test_json_has_standard_output_to_itself(app: Path) -> None:
     ],
 )
 def test_keyboard_and_system(number: signal.Signals, code: int, line: str, app: Path) -> None:
+    # A shell's background jobs ignore SIGINT, and their children would as well.
+    earlier = signal.signal(number, lambda *_: None)
     process = subprocess.Popen(
         [sys.executable, str(app), "endless"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(number, earlier)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
