@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -58,13 +60,14 @@ def submit(records: Records, spec: Spec, given: Mapping[str, Any]) -> str:
     """Hand a job to Slurm; its number.
 
     Raises:
-        submitit's FailedJobError, subprocess.CalledProcessError: Slurm refuses it.
+        FailedJobError: Slurm refuses it; submitit's, with what sbatch said.
     """
     records.logs.mkdir(parents=True, exist_ok=True)
     records.logs.chmod(0o700)  # jobs load pickles from there
     executor = submitit_slurm.SlurmExecutor(records.logs)
     executor.update_parameters(**given)
-    job = executor.submit(functools.partial(run_job, str(records.spec_path(spec))))
+    with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says is in the error as well
+        job = executor.submit(functools.partial(run_job, str(records.spec_path(spec))))
     return str(job.job_id)
 
 

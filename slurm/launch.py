@@ -131,9 +131,9 @@ def submit(pipeline: Pipeline, say: Say) -> dict[str, str]:
 def _submitted(records: Records, spec: Spec, given: dict[str, object], new: list[str]) -> str:
     try:
         return batch.submit(records, spec, given)
-    except (FailedJobError, subprocess.CalledProcessError, OSError) as error:
+    except (FailedJobError, OSError) as error:
         queue.cancel(new)
-        reason = one_line(error.__cause__ or error)
+        reason = one_line(error).replace("sbatch: error: ", "")
         also = f"; jobs {', '.join(new)} of this launch were cancelled" if new else ""
         raise UserError(f"stages.{spec.name}: Slurm refuses it: {reason}{also}") from error
 
