@@ -32,6 +32,7 @@ SUB_COMMANDS = (
     SubCommand("plan", "trainer.cli", True, "Memory, FLOPs and days of a run, before it begins."),
     SubCommand("checkpoint", "trainer.cli", True, "List, show, verify and export checkpoints."),
     SubCommand("generate", "trainer.cli", True, "Make pictures with what was trained."),
+    SubCommand("launch", "slurm.cli", False, "A pipeline of stages, as jobs of Slurm or here."),
     SubCommand("evaluate", "trainer.cli", True, "Measure it: FID, CLIP score, scenes; a report."),
 )
 

@@ -1,0 +1,136 @@
+"""What a launch would do: the graph, what it costs, and the text of every job."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from base.errors import UserError
+from slurm import batch
+from slurm.config import Resources
+from slurm.graph import Node
+from slurm.launch import Pipeline
+
+_MEMORY = "80GB"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a training stage, by `unclip plan`."""
+
+    gpu_hours: float
+    days: float
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    """A stage, as a dry run shows it."""
+
+    name: str
+    kind: str
+    needs: tuple[str, ...]
+    done: bool
+    asked: Resources
+    cost: Cost | None
+    script: str | None  # None: it would be skipped
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        cost = None if self.cost is None else vars(self.cost)
+        asked = self.asked.model_dump(mode="json", exclude_none=True)
+        return {**vars(self), "needs": list(self.needs), "asked": asked, "cost": cost}
+
+
+def dry_run(pipeline: Pipeline, costs: bool = True) -> Iterator[Line]:
+    """Every stage; nothing is written.
+
+    Raises:
+        UserError: a stage was made by something else.
+    """
+    records = pipeline.records
+    specs = records.freeze(pipeline.nodes, write=False)
+    done = {name for name, spec in specs.items() if records.is_done(spec)}
+    for node in pipeline.nodes:
+        spec, asked = specs[node.name], pipeline.asked(node)
+        after = [f"<job of {need}>" for need in node.needs if need not in done]
+        given = batch.parameters(spec, asked, after)
+        yield Line(
+            name=node.name,
+            kind=node.kind,
+            needs=node.needs,
+            done=node.name in done,
+            asked=asked,
+            cost=_cost(node, asked) if costs and node.kind == "train" else None,
+            script=None if node.name in done else batch.script(records, given),
+        )
+
+
+def table(lines: list[Line]) -> Table:
+    """The graph, with what every stage asks for."""
+    shown = Table(box=SIMPLE, pad_edge=False)
+    for column in (
+        "stage",
+        "kind",
+        "after",
+        "nodes × processes",
+        "GPUs",
+        "time",
+        "GPU h",
+        "days",
+        "",
+    ):
+        shown.add_column(column)
+    for line in lines:
+        asked, cost = line.asked, line.cost
+        gpus = (asked.nodes or 1) * (asked.gpus_per_node or 0)
+        shown.add_row(
+            line.name,
+            line.kind,
+            ", ".join(line.needs) or "–",
+            f"{asked.nodes} × {asked.tasks}",
+            str(gpus),
+            asked.time,
+            "" if cost is None else f"{cost.gpu_hours:.3g}",
+            "" if cost is None else f"{cost.days:.3g}",
+            "done before" if line.done else "" if cost is None or cost.fits else "does not fit",
+        )
+    return shown
+
+
+def _cost(node: Node, asked: Resources) -> Cost | None:
+    """None: it asks for no GPU, of which the plan tells."""
+    gpus = (asked.nodes or 1) * (asked.gpus_per_node or 0)
+    if not gpus:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in node.files.items():
+            (Path(folder) / name).write_text(text)
+        words = [word.replace("{frozen}", folder) for word in node.command]
+        words[words.index("train")] = "plan"
+        done = subprocess.run(
+            [sys.executable, *words, "--gpus", str(gpus), "--memory", _MEMORY, "--json"],
+            capture_output=True,
+            text=True,
+            env=dict(os.environ),
+        )
+    if done.returncode:
+        raise UserError(f"stages.{node.name}: {_last_line(done.stderr)}")
+    found = json.loads(done.stdout)
+    fits = any(option["chosen"] and option["fits"] for option in found["options"])
+    return Cost(gpus * 24 * found["days"], found["days"], fits)
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else "unclip plan failed"

@@ -1,0 +1,108 @@
+"""What Slurm says of jobs: squeue, and of those that it has forgotten sacct, where there is one."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from base.errors import UserError
+
+_SECONDS = 60
+_WAITING = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED")
+_ALIVE = (*_WAITING, "REQUEUE_HOLD", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED")
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job, as Slurm has it."""
+
+    state: str
+    nodes: str = ""
+    reason: str = ""  # why it waits
+    restarts: int = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs or may still."""
+        return self.state in _ALIVE
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it waits for a job that did not end well."""
+        return self.reason == "DependencyNeverSatisfied"
+
+
+def require_slurm() -> None:
+    """See that Slurm's commands are here.
+
+    Raises:
+        UserError: they are not.
+    """
+    missing = [name for name in ("sbatch", "squeue", "scontrol") if shutil.which(name) is None]
+    if missing:
+        raise UserError(
+            f"no Slurm on this machine ({', '.join(missing)} not found): launch from a login node, "
+            "or with --cluster local"
+        )
+
+
+def states(jobs: Iterable[str]) -> dict[str, JobState]:
+    """Of each job what is known; one that nobody remembers is left out.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    jobs = list(jobs)
+    found = _squeue(jobs) if jobs else {}
+    forgotten = [job for job in jobs if job not in found]
+    return {**found, **(_sacct(forgotten) if forgotten else {})}
+
+
+def cancel(jobs: Iterable[str]) -> None:
+    """Ends jobs, whether they run or wait."""
+    if jobs := list(jobs):
+        _ask("scancel", *jobs)
+
+
+def _squeue(jobs: list[str]) -> dict[str, JobState]:
+    # All of the user's: asking for a job that is gone is an error.
+    fields = "jobid:|,state:|,nodelist:200|,reason:80|,restartcnt:|"
+    lines = _ask("squeue", "--me", "--noheader", "--states=all", f"--Format={fields}").splitlines()
+    found = {}
+    for line in lines:
+        job, state, nodes, reason, restarts = (part.strip() for part in line.split("|")[:5])
+        if job in jobs:
+            found[job] = JobState(
+                state, nodes, "" if reason == "None" else reason, int(restarts or 0)
+            )
+    return found
+
+
+def _sacct(jobs: list[str]) -> dict[str, JobState]:
+    if shutil.which("sacct") is None:
+        return {}
+    asked = ("sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State,NodeList")
+    done = subprocess.run(
+        [*asked, "--jobs", ",".join(jobs)], capture_output=True, text=True, timeout=_SECONDS
+    )
+    if done.returncode:  # no accounting here
+        return {}
+    found = {}
+    for line in done.stdout.splitlines():
+        job, state, nodes = line.split("|")
+        found[job] = JobState(state.split()[0], "" if nodes == "None assigned" else nodes)
+    return found
+
+
+def _ask(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+    except FileNotFoundError:
+        raise UserError(f"{command[0]}: not found; is this a login node?") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{command[0]}: no answer from Slurm within {_SECONDS} s") from None
+    if done.returncode:
+        raise UserError(f"{command[0]}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout

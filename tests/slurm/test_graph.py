@@ -1,0 +1,139 @@
+"""The graph of a pipeline: order, paths, commands, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from base.config import parse_config
+from base.errors import UserError
+from slurm.config import PipelineConfig
+from slurm.graph import Node, build
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def pipeline(stages: dict[str, Any], out: str = "/shared/run") -> PipelineConfig:
+    return parse_config({"out": out, "stages": stages}, PipelineConfig, "test")
+
+
+def nodes(tmp_path: Path, **stages: Any) -> dict[str, Node]:
+    (tmp_path / "a.yaml").write_text("stage: prior\n")
+    return {node.name: node for node in build(pipeline(stages), tmp_path)}
+
+
+def trained(*data: str, **more: Any) -> dict[str, Any]:
+    return {"kind": "train", "config": "a.yaml", "data": list(data), **more}
+
+
+DATA = {"kind": "prepare", "inputs": ["pairs", "s3://bucket/table.parquet"]}
+EMBED = {"kind": "embed", "data": "stages.data", "clip": "stages.clip"}
+
+
+def test_names_become_paths_and_needs(tmp_path: Path) -> None:
+    found = nodes(
+        tmp_path,
+        prior=trained("stages.vectors", clip="stages.clip", overrides=["optim.lr=1e-4"]),
+        data=DATA,
+        vectors=EMBED,
+        clip=trained("stages.data"),
+    )
+    assert list(found) == ["data", "clip", "vectors", "prior"]
+    assert found["prior"].needs == ("vectors", "clip")
+    assert found["vectors"].makes == found["data"].makes == Path("/shared/run/data")
+    assert found["prior"].command == (
+        *("-m", "trainer", "train", "{frozen}/prior.yaml", "--set", "optim.lr=1e-4"),
+        *("--set", 'out="/shared/run/prior"', "--set", 'data.paths=["/shared/run/data"]'),
+        *("--set", 'clip="/shared/run/clip"'),
+    )
+    assert found["prior"].files == {"prior.yaml": "stage: prior\n"}
+    assert found["data"].command == (
+        *("-m", "data_pipeline", "prepare", str(tmp_path / "pairs"), "s3://bucket/table.parquet"),
+        *("--out", "/shared/run/data", "--clip", "none"),
+    )
+    assert found["prior"].check == ("-m", "trainer", "checkpoint", "verify", "/shared/run/prior")
+
+
+def test_a_cascade_is_written_with_the_runs_of_its_stages(tmp_path: Path) -> None:
+    found = nodes(
+        tmp_path,
+        data=DATA,
+        decoder=trained("stages.data"),
+        up=trained("stages.data"),
+        report={
+            "kind": "evaluate",
+            "data": "stages.data",
+            "cascade": {"decoder": {"run": "stages.decoder"}, "upsamplers": [{"run": "stages.up"}]},
+        },
+    )
+    assert found["report"].needs == ("data", "decoder", "up")
+    text = found["report"].files["report.yaml"]
+    assert "run: /shared/run/decoder" in text
+    assert "- run: /shared/run/up" in text
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({"a": trained("stages.b")}, r"stages\.a\.data: got stages\.b, expected one of a"),
+        (
+            {"a": trained("stages.b"), "b": trained("stages.a")},
+            r"stages\.a\.data: stages\.b is of kind train, not prepare or embed",
+        ),
+        (
+            {"d": DATA, "a": trained("stages.d", clip="stages.d")},
+            r"stages\.a\.clip: stages\.d is of kind prepare, not train",
+        ),
+        (
+            {
+                "d": DATA,
+                "a": trained("stages.d", clip="stages.b"),
+                "b": trained("stages.d", clip="stages.a"),
+            },
+            "stages: a circle, a → b → a|stages: a circle, b → a → b",
+        ),
+        ({"a": trained("x", config="none.yaml")}, r"stages\.a\.config: .*none\.yaml"),
+    ],
+)
+def test_what_cannot_be_run_is_told_in_one_line(
+    tmp_path: Path, stages: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        nodes(tmp_path, **stages)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_each_stage_comes_after_all_that_it_needs(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Any graph without a circle, in any order of the file."""
+    count = data.draw(st.integers(1, 9))
+    needs = {
+        n: data.draw(st.one_of(st.none(), st.integers(0, n - 1))) if n else None
+        for n in range(count)
+    }
+    stages: dict[str, Any] = {"d": DATA}
+    for n in data.draw(st.permutations(range(count))):
+        clip = needs[n]
+        more = {} if clip is None else {"clip": f"stages.s{clip}"}
+        stages[f"s{n}"] = trained("stages.d", **more)
+    found = nodes(tmp_path_factory.mktemp("graph"), **stages)
+    assert set(found) == set(stages)
+    seen: set[str] = set()
+    for name, node in found.items():
+        assert set(node.needs) <= seen
+        assert len(set(node.needs)) == len(node.needs)
+        seen.add(name)
+
+
+def test_the_pipelines_that_come_along_can_be_built() -> None:
+    from base.config import load_config
+
+    paths = sorted((ROOT / "configs/pipelines").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        config = load_config(path, PipelineConfig)
+        assert len(build(config, path.parent)) == len(config.stages)

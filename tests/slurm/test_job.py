@@ -1,0 +1,164 @@
+"""What a job does, with real processes in the place of the trainer."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from base.errors import UserError
+from slurm.job import Job, rendezvous
+from slurm.records import Records, Spec, read_spec
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = "import sys; from slurm.job import run_job; run_job(sys.argv[1])"
+
+SAVES = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    pathlib.Path(sys.argv[1], "latest").write_text("000000000064")
+    sys.exit(75)
+signal.signal(signal.SIGUSR2, stop)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1]).mkdir(exist_ok=True)
+pathlib.Path(sys.argv[1], "begun").touch()
+time.sleep(60)
+"""
+
+
+def stage(folder: Path, program: str = "", check: str | None = "", **more: object) -> Spec:
+    """A stage whose command is a Python program, told the folder to make."""
+    made = str(folder / "made")
+    words = {
+        name: ("-c", text, made)
+        for name, text in (("command", program), ("check", check))
+        if text is not None
+    }
+    values = {"name": "prior", "kind": "train", "needs": (), "makes": made, "fingerprint": "f"}
+    values |= {"code": str(ROOT), "launch": str(folder / "launch"), "check": None, **words, **more}
+    return Spec(**values)  # type: ignore[arg-type]
+
+
+def run(spec: Spec, environment: dict[str, str] | None = None) -> int:
+    return Job(spec, {**os.environ, **(environment or {})}).run()
+
+
+MAKES = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir()"
+
+
+def test_what_is_whole_is_recorded_and_not_made_again(tmp_path: Path) -> None:
+    spec = stage(tmp_path, MAKES)
+    assert run(spec) == 0
+    assert Records(Path(spec.launch)).is_done(spec)
+    assert run(replace(spec, command=("-c", "raise SystemExit(9)"))) == 0
+
+
+@pytest.mark.parametrize(
+    ("program", "check", "code"),
+    [("raise SystemExit(4)", "", 4), (MAKES, "raise SystemExit(2)", 2)],
+)
+def test_what_fails_or_is_not_whole_is_not_recorded(
+    tmp_path: Path, program: str, check: str, code: int
+) -> None:
+    spec = stage(tmp_path, program, check)
+    assert run(spec) == code
+    assert not Records(Path(spec.launch)).is_done(spec)
+
+
+def test_a_stage_waits_for_its_needs(tmp_path: Path) -> None:
+    spec, records = stage(tmp_path, MAKES, needs=("data",)), Records(tmp_path / "launch")
+    with pytest.raises(UserError, match="stage prior: needs data, not recorded as done"):
+        run(spec)
+    assert not Path(spec.makes).exists()
+    records.set_done(replace(spec, name="data"))
+    assert run(spec) == 0
+
+
+def test_another_config_does_not_pass_for_the_same_stage(tmp_path: Path) -> None:
+    spec = stage(tmp_path, MAKES)
+    run(spec)
+    with pytest.raises(UserError, match="made by stage prior with another command or config"):
+        run(replace(spec, fingerprint="g"))
+
+
+def test_an_artefact_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    spec = stage(tmp_path, MAKES)
+    run(spec)
+    Path(spec.makes).rmdir()
+    assert run(spec) == 0
+    assert Path(spec.makes).is_dir()
+
+
+def test_ranks_beyond_the_first_run_the_command_alone(tmp_path: Path) -> None:
+    spec = stage(tmp_path, MAKES, "raise SystemExit(2)", needs=("data",))
+    assert run(spec, {"SLURM_PROCID": "1"}) == 0
+    assert not (tmp_path / "launch").exists()
+    assert run(stage(tmp_path, "raise SystemExit(75)"), {"SLURM_PROCID": "1"}) == 0
+    assert run(stage(tmp_path, "raise SystemExit(4)"), {"SLURM_PROCID": "1"}) == 4
+
+
+@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR2, True), (signal.SIGTERM, False)])
+def test_a_signal_is_passed_on_and_slurm_is_asked_once(
+    tmp_path: Path, number: signal.Signals, requeued: bool
+) -> None:
+    """SIGTERM alone is a user's scancel, or a preemption after which Slurm requeues by itself."""
+    asked = tmp_path / "asked"
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\nkill -KILL $PPID\n')
+    scontrol.chmod(0o755)
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(asdict(stage(tmp_path, SAVES))))
+    where = f"{scontrol.parent}:{os.environ['PATH']}"
+    child = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(path)],
+        env={**os.environ, "PATH": where, "SLURM_JOB_ID": "17", "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        while not (tmp_path / "made" / "begun").exists():
+            assert child.poll() is None
+            time.sleep(0.05)
+        child.send_signal(number)
+        assert child.wait(30) == (-signal.SIGKILL if requeued else 75)
+    finally:
+        child.kill()
+    assert (asked.read_text() if requeued else asked.exists()) == (
+        "requeue 17\n" if requeued else False
+    )
+
+
+def test_restarts_without_a_step_come_to_an_end(tmp_path: Path) -> None:
+    spec = stage(tmp_path)
+    Path(spec.makes).mkdir()
+    Path(spec.launch).mkdir()
+    latest, job = Path(spec.makes) / "latest", Job(spec, {})
+    for samples in (64, 128, 128, 128):
+        latest.write_text(f"{samples:012}")
+        job._require_progress()
+    with pytest.raises(UserError, match="4 restarts at 000000000128 without a step more"):
+        job._require_progress()
+
+
+def test_ranks_meet_at_the_node_of_the_batch_script() -> None:
+    one = {"SLURM_JOB_ID": "41", "SLURM_STEP_NUM_TASKS": "1"}
+    two = {**one, "SLURM_STEP_NUM_TASKS": "2", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}
+    assert rendezvous(one) == {}
+    first, again = rendezvous(two), rendezvous({**two, "SLURM_RESTART_COUNT": "1"})
+    assert first["MASTER_ADDR"] == again["MASTER_ADDR"] == "10.0.0.7"
+    assert 20_000 <= int(first["MASTER_PORT"]) < 32_000
+    assert first["MASTER_PORT"] != again["MASTER_PORT"]  # the old one may still be held
+
+
+def test_a_spec_is_read_as_it_was_written(tmp_path: Path) -> None:
+    spec, path = stage(tmp_path, needs=("a", "b")), tmp_path / "spec.json"
+    path.write_text(json.dumps(asdict(spec)))
+    assert read_spec(path) == spec
+    for bad in ("{", "[]", '{"name": "x"}'):
+        path.write_text(bad)
+        with pytest.raises(UserError, match="is no stage of a launch"):
+            read_spec(path)
