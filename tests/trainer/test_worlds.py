@@ -33,7 +33,7 @@ class Change(NamedTuple):
         return "-".join(map(str, self))
 
 
-CHANGES = [Change(3, 3, 2, 1)]
+CHANGES = [Change(3, 3, 2, 1), Change(2, 1, 4, 3)]
 if os.environ.get("UNCLIP_SOAK"):
     both = [(1, 1), (1, 3), (3, 1), (3, 3)]
     CHANGES = [
