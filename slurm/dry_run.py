@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -52,7 +51,7 @@ class Line:
         return {**vars(self), "needs": list(self.needs), "asked": asked, "cost": cost}
 
 
-def dry_run(pipeline: Pipeline, costs: bool = True) -> Iterator[Line]:
+def dry_run(pipeline: Pipeline) -> Iterator[Line]:
     """Every stage; nothing is written.
 
     Raises:
@@ -71,7 +70,7 @@ def dry_run(pipeline: Pipeline, costs: bool = True) -> Iterator[Line]:
             needs=node.needs,
             done=node.name in done,
             asked=asked,
-            cost=_cost(node, asked) if costs and node.kind == "train" else None,
+            cost=_cost(node, asked) if node.kind == "train" else None,
             script=None if node.name in done else batch.script(records, given),
         )
 
@@ -122,7 +121,6 @@ def _cost(node: Node, asked: Resources) -> Cost | None:
             [sys.executable, *words, "--gpus", str(gpus), "--memory", _MEMORY, "--json"],
             capture_output=True,
             text=True,
-            env=dict(os.environ),
         )
     if done.returncode:
         raise UserError(f"stages.{node.name}: {_last_line(done.stderr)}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from base import yaml
+from base.config import fingerprint
 from base.errors import UserError
 from slurm.config import (
     EmbedStage,
@@ -20,8 +21,7 @@ from slurm.config import (
     TrainStage,
 )
 
-_PREFIX = "stages."
-_REFERENCE = re.compile(r"stages\.(.*)", re.DOTALL)
+_REFERENCE = re.compile(r"stages\.([^@:]*)((?:[@:].*)?)", re.DOTALL)  # a name, @SAMPLES:WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,15 @@ class Node:
     name: str
     kind: str
     needs: tuple[str, ...]  # stages, each once, in the file's order
-    makes: Path  # a DATASET, a RUN or a report's folder
+    makes: str  # the path of a DATASET, a RUN or a report's folder
     command: tuple[str, ...]  # after the interpreter
     check: tuple[str, ...] | None  # the same; its exit code tells whether `makes` is whole
     files: Mapping[str, str]  # texts that the command reads: path below the frozen folder → text
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what decides the result: command and texts, not resources."""
+        return fingerprint([self.command, sorted(self.files.items())])
 
 
 def build(config: PipelineConfig, here: Path) -> list[Node]:
@@ -131,13 +136,12 @@ class _Maker:
     def _prepare(self, name: str, stage: PrepareStage) -> tuple[str, ...]:
         inputs = [text if "://" in text else str(self._at(text)) for text in stage.inputs]
         config = () if stage.config is None else ("--config", _frozen(name))
-        out = str(self._makes(name))
-        clip = ("--clip", self._path(stage.clip))
-        return ("data_pipeline", "prepare", *inputs, "--out", out, *clip, *config)
+        where = ("--out", self._makes(name), "--clip", self._path(stage.clip))
+        return ("data_pipeline", "prepare", *inputs, *where, *config)
 
     def _train(self, name: str, stage: TrainStage) -> tuple[str, ...]:
         values = {
-            "out": str(self._makes(name)),
+            "out": self._makes(name),
             "data.paths": [self._path(each) for each in stage.data],
             **({} if stage.clip is None else {"clip": self._path(stage.clip)}),
             **({} if stage.init_from is None else {"init_from": self._path(stage.init_from)}),
@@ -149,10 +153,10 @@ class _Maker:
     def _evaluate(self, name: str, stage: EvaluateStage) -> tuple[str, ...]:
         count = () if stage.count is None else ("--count", str(stage.count))
         words = ("trainer", "evaluate", _frozen(name), "--data", self._path(stage.data))
-        return (*words, "--out", str(self._makes(name)), *count)
+        return (*words, "--out", self._makes(name), *count)
 
     def _check(self, name: str) -> tuple[str, ...] | None:
-        made = str(self._makes(name))
+        made = self._makes(name)
         match self._config.stages[name].kind:
             case "prepare" | "embed":
                 return ("-m", "data_pipeline", "verify", made)
@@ -160,16 +164,16 @@ class _Maker:
                 return ("-m", "trainer", "checkpoint", "verify", made)
         return None
 
-    def _makes(self, name: str) -> Path:
+    def _makes(self, name: str) -> str:
         stage = self._config.stages[name]
         if isinstance(stage, EmbedStage):
-            return Path(self._path(stage.data))
-        return self._out / name
+            return self._path(stage.data)
+        return str(self._out / name)
 
     def _path(self, text: str) -> str:
         """What a stage makes, or the text itself: an address, a CLIP's name, a path."""
         match = _REFERENCE.fullmatch(text)
-        return text if match is None else str(self._makes(match[1]))
+        return text if match is None else self._makes(match[1]) + match[2]
 
     def _resolved(self, value: Any) -> Any:
         if isinstance(value, str):

@@ -51,7 +51,7 @@ class Job:
         self._records = Records(Path(spec.launch))
         self.rank = int(environment.get("SLURM_PROCID", "0"))
         self._child: subprocess.Popen[bytes] | None = None
-        self._asked: signal.Signals | None = None
+        self._asked: list[int] = []  # signals that came while the last command ran
 
     def run(self) -> int:
         """The exit code.
@@ -67,8 +67,8 @@ class Job:
         if self.rank:
             return 0 if code == _AGAIN else code  # or srun would end the others
         if code == 0:
-            return self._finish()
-        if code == _AGAIN and self._asked is signal.SIGUSR2:
+            code = self._finish()
+        if code == _AGAIN and signal.SIGUSR2 in self._asked:
             self._requeue()
         return code
 
@@ -83,11 +83,12 @@ class Job:
     def _command(self, words: tuple[str, ...], more: Mapping[str, str]) -> int:
         """Run a command of ours to its end, signals passed on."""
         environment = {**self._environment, "PYTHONPATH": self._spec.code, **more}
+        self._asked.clear()
         earlier = {number: signal.signal(number, self._pass_on) for number in _passed()}
         try:
             self._child = subprocess.Popen([sys.executable, *words], env=environment)
-            if self._asked is not None:  # while it was being started
-                self._child.send_signal(self._asked)
+            for number in self._asked:  # while it was being started
+                self._tell(number)
             code = self._child.wait()
         finally:
             self._child = None
@@ -96,10 +97,16 @@ class Job:
         return 128 - code if code < 0 else code
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        """Slurm's signals reach the command by themselves or do not; twice does no harm."""
-        self._asked = signal.Signals(number)
+        self._asked.append(number)
+        self._tell(number)
+
+    def _tell(self, number: int) -> None:
+        """Let the command know, which may have been told already: by Slurm, or by a terminal.
+
+        A second SIGTERM or SIGUSR2 changes nothing; a second SIGINT would end it unsaved.
+        """
         if self._child is not None:
-            self._child.send_signal(number)
+            self._child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
     def _finish(self) -> int:
         """Look at what was made; only what is whole is recorded."""

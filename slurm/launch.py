@@ -88,15 +88,15 @@ def run_here(pipeline: Pipeline, say: Say) -> None:
 
 
 def _run_alone(path: Path, spec: Spec) -> int:
-    """A stage's job in a process of its own: signals of the terminal reach it by themselves."""
+    """A stage's job in a process of its own, which saves and ends when this one is asked to."""
     program = "import sys; from slurm.job import run_job; run_job(sys.argv[1])"
     environment = {**os.environ, "PYTHONPATH": spec.code}
     child = subprocess.Popen([sys.executable, "-c", program, str(path)], env=environment)
     while True:
         try:
             return child.wait()
-        except KeyboardInterrupt:  # it saves, and ends by itself
-            continue
+        except KeyboardInterrupt:  # not SIGINT: a terminal's has reached it, and two end it unsaved
+            child.terminate()
 
 
 def submit(pipeline: Pipeline, say: Say) -> dict[str, str]:

@@ -40,7 +40,11 @@ def require_slurm() -> None:
     Raises:
         UserError: they are not.
     """
-    missing = [name for name in ("sbatch", "squeue", "scontrol") if shutil.which(name) is None]
+    missing = [
+        name
+        for name in ("sbatch", "srun", "squeue", "scontrol", "scancel")
+        if shutil.which(name) is None
+    ]
     if missing:
         raise UserError(
             f"no Slurm on this machine ({', '.join(missing)} not found): launch from a login node, "

@@ -16,7 +16,7 @@ from typing import Any
 
 from base.config import fingerprint
 from base.errors import UserError
-from base.files import read_json, write_json
+from base.files import read_json, sha256_file, write_json
 from slurm.graph import Node
 
 _PACKAGES = ("unclip", "slurm", "trainer", "data_pipeline", "base")
@@ -33,7 +33,7 @@ class Spec:
     makes: str
     command: tuple[str, ...]  # after the interpreter
     check: tuple[str, ...] | None
-    fingerprint: str  # of what decides the result: command and files, not resources
+    fingerprint: str  # the node's
     code: str  # PYTHONPATH
     launch: str  # the folder of records
 
@@ -53,7 +53,7 @@ class Records:
         """Write what jobs read, once, and give their specs in the order of the nodes."""
         nodes, sources = list(nodes), _sources()
         texts = {name: text for node in nodes for name, text in node.files.items()}
-        plain = [[node.name, node.command, node.check, str(node.makes)] for node in nodes]
+        plain = [[node.name, node.command, node.check, node.makes] for node in nodes]
         key = fingerprint([sorted(texts.items()), plain, sorted(sources.items())])[:12]
         target = self.folder / "frozen" / key
         specs = {node.name: self._spec(node, target) for node in nodes}
@@ -72,10 +72,10 @@ class Records:
             name=node.name,
             kind=node.kind,
             needs=node.needs,
-            makes=str(node.makes),
+            makes=node.makes,
             command=command,
             check=node.check,
-            fingerprint=fingerprint([node.command, sorted(node.files.items())]),
+            fingerprint=node.fingerprint,
             code=str(target / "code"),
             launch=str(self.folder),
         )
@@ -101,19 +101,19 @@ class Records:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
-    def is_done(self, spec: Spec) -> bool:
+    def is_done(self, stage: Node | Spec) -> bool:
         """Whether the stage's artefact was found whole, and is still there.
 
         Raises:
             UserError: it was made by another command or config.
         """
-        path = self._done(spec.name)
-        if not path.is_file() or not Path(spec.makes).exists():
+        path = self._done(stage.name)
+        if not path.is_file() or not Path(stage.makes).exists():
             return False
         made_by = read_json(path)["fingerprint"]
-        if made_by != spec.fingerprint:
+        if made_by != stage.fingerprint:
             raise UserError(
-                f"{spec.makes}: made by stage {spec.name} with another command or config; choose "
+                f"{stage.makes}: made by stage {stage.name} with another command or config; choose "
                 f"another `out`, or remove it and {path} to have it made again"
             )
         return True
@@ -162,7 +162,7 @@ def _sources() -> dict[str, str]:
         for path in sorted((_SOURCES / package).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 name = str(path.relative_to(_SOURCES))
-                found[name] = fingerprint(path.read_bytes().hex())
+                found[name] = sha256_file(path)
     return found
 
 

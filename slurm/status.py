@@ -16,8 +16,8 @@ from rich.table import Table
 from base import yaml
 from base.errors import UserError
 from slurm import queue
+from slurm.graph import Node
 from slurm.launch import Pipeline
-from slurm.records import Spec
 
 _TAIL = 1 << 16  # bytes of metrics.jsonl that are looked at
 
@@ -47,17 +47,17 @@ def status(pipeline: Pipeline, ask_slurm: bool = True) -> list[StageStatus]:
         UserError: Slurm does not answer.
     """
     records = pipeline.records
-    specs, jobs = records.freeze(pipeline.nodes, write=False), records.jobs()
+    jobs = records.jobs()
     known = queue.states(jobs.values()) if ask_slurm and jobs else {}
     found = []
-    for name, spec in specs.items():
-        job = jobs.get(name)
+    for node in pipeline.nodes:
+        job = jobs.get(node.name)
         state = known.get(job) if job is not None else None
-        found.append(_stage(spec, records.is_done(spec), job, state))
+        found.append(_stage(node, records.is_done(node), job, state))
     return found
 
 
-def _stage(spec: Spec, done: bool, job: str | None, state: queue.JobState | None) -> StageStatus:
+def _stage(node: Node, done: bool, job: str | None, state: queue.JobState | None) -> StageStatus:
     if done:
         word = "done"
     elif state is not None:
@@ -65,13 +65,13 @@ def _stage(spec: Spec, done: bool, job: str | None, state: queue.JobState | None
     else:
         word = "not submitted" if job is None else "unknown"
     return StageStatus(
-        name=spec.name,
+        name=node.name,
         state=word,
         job=job,
         nodes=state.nodes or None if state is not None else None,
         reason=state.reason or None if state is not None else None,
         restarts=state.restarts if state is not None else None,
-        **(_run(Path(spec.makes)) if spec.kind == "train" else {}),
+        **(_run(Path(node.makes)) if node.kind == "train" else {}),
     )
 
 

@@ -42,7 +42,7 @@ def test_names_become_paths_and_needs(tmp_path: Path) -> None:
     )
     assert list(found) == ["data", "clip", "vectors", "prior"]
     assert found["prior"].needs == ("vectors", "clip")
-    assert found["vectors"].makes == found["data"].makes == Path("/shared/run/data")
+    assert found["vectors"].makes == found["data"].makes == "/shared/run/data"
     assert found["prior"].command == (
         *("-m", "trainer", "train", "{frozen}/prior.yaml", "--set", "optim.lr=1e-4"),
         *("--set", 'out="/shared/run/prior"', "--set", 'data.paths=["/shared/run/data"]'),
@@ -54,6 +54,17 @@ def test_names_become_paths_and_needs(tmp_path: Path) -> None:
         *("--out", "/shared/run/data", "--clip", "none"),
     )
     assert found["prior"].check == ("-m", "trainer", "checkpoint", "verify", "/shared/run/prior")
+
+
+def test_a_run_is_begun_with_chosen_weights_of_another(tmp_path: Path) -> None:
+    found = nodes(
+        tmp_path,
+        data=DATA,
+        wide=trained("stages.data"),
+        again=trained("stages.data", init_from="stages.wide@512:raw"),
+    )
+    assert found["again"].needs == ("data", "wide")
+    assert 'init_from="/shared/run/wide@512:raw"' in found["again"].command
 
 
 def test_a_cascade_is_written_with_the_runs_of_its_stages(tmp_path: Path) -> None:

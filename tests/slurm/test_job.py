@@ -132,6 +132,65 @@ def test_a_signal_is_passed_on_and_slurm_is_asked_once(
     )
 
 
+INTERRUPTS = """
+import pathlib, signal, sys, time
+seen = []
+signal.signal(signal.SIGINT, lambda *_: seen.append("INT"))
+signal.signal(signal.SIGTERM, lambda *_: seen.append("TERM"))
+pathlib.Path(sys.argv[1]).mkdir(exist_ok=True)
+pathlib.Path(sys.argv[1], "begun").touch()
+deadline = time.monotonic() + 30
+while "TERM" not in seen and time.monotonic() < deadline:
+    time.sleep(0.05)
+time.sleep(1)
+pathlib.Path(sys.argv[1], "seen").write_text(" ".join(sorted(set(seen))) + f" {seen.count('INT')}")
+sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "whole_group", "heard"),
+    [(signal.SIGINT, True, "INT TERM 1"), (signal.SIGTERM, False, "TERM 0")],
+)
+def test_a_local_launch_lets_its_stage_save(
+    tmp_path: Path, number: signal.Signals, whole_group: bool, heard: str
+) -> None:
+    """Ctrl-C reaches the whole group once: a second SIGINT would end a run unsaved."""
+    spec, path = stage(tmp_path, INTERRUPTS), tmp_path / "spec.json"
+    path.write_text(json.dumps(asdict(spec)))
+    program = (
+        "import sys; from pathlib import Path; from base.stop import interrupted_by_signals\n"
+        "from slurm.launch import _run_alone; from slurm.records import read_spec\n"
+        "path = Path(sys.argv[1])\n"
+        "with interrupted_by_signals(): sys.exit(_run_alone(path, read_spec(path)))\n"
+    )
+    earlier = signal.signal(signal.SIGINT, lambda *_: None)  # a background job ignores it
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    signal.signal(signal.SIGINT, earlier)
+    try:
+        while not (tmp_path / "made" / "begun").exists():
+            assert child.poll() is None
+            time.sleep(0.05)
+        (os.killpg if whole_group else os.kill)(child.pid, number)
+        assert child.wait(60) == 75
+    finally:
+        child.kill()
+    assert (tmp_path / "made" / "seen").read_text() == heard
+
+
+def test_a_signal_in_the_check_is_answered_like_one_in_the_command(tmp_path: Path) -> None:
+    """And one that came when the command was all but done does not end the check."""
+    late = MAKES + "; import os, signal; os.kill(os.getppid(), signal.SIGUSR2)"
+    late = "import signal; signal.signal(signal.SIGUSR2, signal.SIG_IGN); " + late
+    spec = stage(tmp_path, late)
+    assert run(spec) == 0
+    assert Records(Path(spec.launch)).is_done(spec)
+
+
 def test_restarts_without_a_step_come_to_an_end(tmp_path: Path) -> None:
     spec = stage(tmp_path)
     Path(spec.makes).mkdir()
