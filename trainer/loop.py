@@ -27,6 +27,7 @@ from trainer.config import AnyTrainConfig
 from trainer.engine.base import Engine, StepStats
 from trainer.engine.open import micro_batches, open_engine
 from trainer.engine.processes import environment_rank, environment_world_size, local_device
+from trainer.events import Events
 from trainer.guards.disk import Disk
 from trainer.guards.divergence import Divergence
 from trainer.guards.heartbeat import Heartbeat
@@ -177,6 +178,7 @@ def _run(session: Session, stop: StopFlag) -> None:
     save_every = config.train.checkpoint_every or sys.maxsize
     divergence = Divergence(session, _warn)
     speed = Speed(config, session.engine) if session.engine.rank == 0 else None
+    events = Events(config.out if session.engine.rank == 0 else None)
     # The loader first, so that no worker is forked beside another thread.
     with (
         _loader(session) as loader,
@@ -185,7 +187,8 @@ def _run(session: Session, stop: StopFlag) -> None:
         _heartbeat(session) as heartbeat,
         Stragglers(session.engine, config.out) as stragglers,
     ):
-        saves = _Saves(session, metrics, heartbeat)
+        saves = _Saves(session, metrics, heartbeat, events)
+        events.begins(session.state.samples, session.engine.world_size)
         last, due = time.monotonic(), False
         heartbeat.enter("loader", session.state.samples)
         coming = Coming(loader)
@@ -201,6 +204,7 @@ def _run(session: Session, stop: StopFlag) -> None:
             stragglers.stop_watching()
             require_held(config.out)
             session.count(stats)
+            events.stepped(state.samples)
             stragglers.add(stats.sums[4:])
             saves.show()
             now = time.monotonic()
@@ -214,7 +218,7 @@ def _run(session: Session, stop: StopFlag) -> None:
                     metrics.write(state, window, rate, {**_more(session, speed, window), **slow})
             divergence.look(stats)
             session.keep_averages(before)  # first: what lies beyond a checkpoint is dropped
-            _end_where_agreed(session, stats, saves, coming)
+            _end_where_agreed(session, stats, saves, coming, events)
             due |= _crossed(before, state.samples, save_every)
             if due and not state.skipped_in_row:  # among steps that change nothing it waits
                 saves.begin()
@@ -226,9 +230,12 @@ def _run(session: Session, stop: StopFlag) -> None:
         saves.show()
 
 
-def _end_where_agreed(session: Session, stats: StepStats, saves: _Saves, coming: Coming) -> None:
+def _end_where_agreed(
+    session: Session, stats: StepStats, saves: _Saves, coming: Coming, events: Events
+) -> None:
     """Ends the run where a rank was asked to stop or cannot read on; what was learned is saved."""
     if stats.sums[1]:
+        events.asked(session.state.samples)
         saves.end()
         _stop(stats, session.config.out)
     if stats.sums[3]:
@@ -240,8 +247,13 @@ def _end_where_agreed(session: Session, stats: StepStats, saves: _Saves, coming:
 class _Saves:
     """A run's checkpoints, and the pictures that their weights make."""
 
-    def __init__(self, session: Session, metrics: Metrics | None, heartbeat: Heartbeat) -> None:
-        self._session, self._metrics, self._heartbeat = session, metrics, heartbeat
+    def __init__(
+        self, session: Session, metrics: Metrics | None, heartbeat: Heartbeat, events: Events
+    ) -> None:
+        self._session, self._metrics = session, metrics
+        self._heartbeat, self._events = heartbeat, events
+        self._begun = 0.0  # when the last save was
+        self._complete: int | None = None  # samples of a checkpoint that is complete, not shown yet
         self._pictures = ProgressPictures(session.config, session.objective, session.engine.device)
 
     def begin(self) -> None:
@@ -249,19 +261,21 @@ class _Saves:
         self._heartbeat.enter("save", self._session.state.samples)
         self._session.finish_checkpoint()
         self.show()
-        self._session.save()
+        self._save()
 
     def end(self) -> None:
         """Have a checkpoint of this moment, complete, and nothing under way."""
         self._heartbeat.enter("save", self._session.state.samples)
-        self._session.save()
+        self._save()
         self._session.finish_save()
+        self._note()
         if self._metrics is not None:  # on the first rank
             remove_old_report(self._session.config.out, self._session.state.samples)
 
     def show(self) -> None:
         """Draw what the weights of a checkpoint make, as soon as it is safe."""
-        samples = self._session.take_complete()
+        self._note()
+        samples, self._complete = self._complete, None
         if samples is None or self._metrics is None:
             return
         remove_old_report(self._session.config.out, samples)
@@ -270,6 +284,18 @@ class _Saves:
                 self._metrics.show(picture, samples)
         except Exception as error:  # no memory, no room, a file in the way: the run is worth more
             _warn(f"no picture of {samples} samples: {one_line(error)}")
+
+    def _save(self) -> None:
+        if self._session.saved_at != self._session.state.samples:
+            self._begun = time.monotonic()
+        self._session.save()
+
+    def _note(self) -> None:
+        """Remember what became complete, and tell how long it took."""
+        samples = self._session.take_complete()
+        if samples is not None:
+            self._complete = samples
+            self._events.saved(samples, time.monotonic() - self._begun)
 
 
 def _require_readable(session: Session, coming: Coming) -> None:
