@@ -82,6 +82,15 @@ def require_held(folder: Anywhere) -> None:
         holding.require()
 
 
+def owner(folder: Path) -> Owner | None:
+    """Who holds a local folder and would not give way to this process; nothing is written."""
+    try:
+        found = Owner.from_bytes((folder / NAME).read_bytes())
+    except OSError:
+        return None
+    return None if found is None or found.gives_way_to(Owner.me()) else found
+
+
 def _resolved(folder: Place) -> Place:
     return folder if isinstance(folder, StorePath) else folder.resolve()
 

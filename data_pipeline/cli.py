@@ -133,17 +133,21 @@ def prepare(
     from base.config import load_config
     from base.places import folder_place
     from data_pipeline.config import PrepareConfig
+    from data_pipeline.job_ray import job_ray, serve_job
     from data_pipeline.pipeline import prepare_parts
 
     settings = load_config(config or os.devnull, PrepareConfig, overrides or [])
-    made = prepare_parts(inputs, folder_place(out), clip, settings, ray_address=ray_address)
-    if not json:
-        for place, info in made:
-            _tell(place, info)
-    elif len(parts := list(made)) == 1:
-        emit_json(parts[0][1].to_json())
-    else:
-        emit_json({"parts": {str(place): info.to_json() for place, info in parts}})
+    if serve_job(ray_address):
+        return
+    with job_ray(ray_address):
+        made = prepare_parts(inputs, folder_place(out), clip, settings, ray_address=ray_address)
+        if not json:
+            for place, info in made:
+                _tell(place, info)
+        elif len(parts := list(made)) == 1:
+            emit_json(parts[0][1].to_json())
+        else:
+            emit_json({"parts": {str(place): info.to_json() for place, info in parts}})
 
 
 @app.command(epilog="Example: unclip data retry dataset --out dataset-2")
@@ -159,13 +163,17 @@ def retry(
     from base.config import load_config
     from base.places import folder_place
     from data_pipeline.config import PrepareConfig
+    from data_pipeline.job_ray import job_ray, serve_job
     from data_pipeline.retry import retry as run
     from data_pipeline.schema.dataset import CONFIG_FILE, read_dataset
 
     before, after = folder_place(dataset), folder_place(out)
     read_dataset(before)
     settings = load_config(before / CONFIG_FILE, PrepareConfig, overrides or [])
-    info = run(before, after, clip, settings, ray_address=ray_address)
+    if serve_job(ray_address):
+        return
+    with job_ray(ray_address):
+        info = run(before, after, clip, settings, ray_address=ray_address)
     if json:
         emit_json(info.to_json())
     else:
@@ -199,9 +207,13 @@ def embed(
     from base.places import folder_place
     from data_pipeline.config import EmbedConfig
     from data_pipeline.embed import embed as run
+    from data_pipeline.job_ray import job_ray, serve_job
 
     settings = load_config(os.devnull, EmbedConfig, overrides or [])
-    info = run(folder_place(dataset), clip, name, settings, ray_address=ray_address)
+    if serve_job(ray_address):
+        return
+    with job_ray(ray_address):
+        info = run(folder_place(dataset), clip, name, settings, ray_address=ray_address)
     if json:
         emit_json(info.to_json())
     else:

@@ -62,8 +62,7 @@ def cluster(address: str | None = None) -> Iterator[Any]:
         UserError: no cluster answers at `address`, or none can be started.
         KeyboardInterrupt, Stopped: asked to stop while Ray started.
     """
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
+    set_defaults()
     # Python ignores what is raised in a callback, and importing has some (importlib._bootstrap):
     # without a flag an interrupt in such a moment is lost, one of 45 in a trial.
     with StopFlag() as stop:
@@ -87,6 +86,12 @@ def cluster(address: str | None = None) -> Iterator[Any]:
         holder.end()
 
 
+def set_defaults() -> None:
+    """Ray's settings that are ours, for this process and its children, where nobody set others."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
 class _Holder(threading.Thread):
     """Starts Ray, keeps it and ends it, so that signals find the main thread free.
 
@@ -98,7 +103,7 @@ class _Holder(threading.Thread):
     def __init__(self, ray: Any, address: str | None) -> None:
         super().__init__(name="ray", daemon=True)
         self._ray, self._address = ray, address
-        self._folder = None if address else _session_folder()
+        self._folder = None if address else session_folder()
         self._there, self._over = threading.Event(), threading.Event()
         self._error: BaseException | None = None
 
@@ -153,7 +158,7 @@ def _start(ray: Any, address: str | None, folder: str | None) -> None:
         options["address"] = address
     else:
         options |= {"address": "local", "num_cpus": cores(), "include_dashboard": False}
-        options |= {"object_store_memory": _object_store(), "_temp_dir": folder}
+        options |= {"object_store_memory": object_store(), "_temp_dir": folder}
     logging.getLogger("ray").setLevel(logging.ERROR)  # its start warns before it looks at options
     try:
         ray.init(**options)
@@ -162,7 +167,7 @@ def _start(ray: Any, address: str | None, folder: str | None) -> None:
         raise UserError(f"{where}: Ray did not start ({why})") from error
 
 
-def _object_store() -> int:
+def object_store() -> int:
     """Bytes of shared memory for what travels, no more than is there."""
     wanted = max(2, cores()) * _OBJECT_STORE_PER_CORE
     with suppress(OSError):
@@ -189,7 +194,7 @@ def _messages_on_stderr() -> Iterator[None]:
         worker.print_to_stdstream = tell
 
 
-def _session_folder() -> str:
+def session_folder() -> str:
     """A new folder for Ray's sockets and logs; those that killed processes left are removed."""
     place = Path("/tmp") if os.access("/tmp", os.W_OK) else Path(tempfile.gettempdir())
     for old in place.glob(f"{_PREFIX}*"):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,35 +15,50 @@ from submitit.slurm import slurm as submitit_slurm
 
 from slurm.config import Resources
 from slurm.job import run_job
+from slurm.lookout import needed_seconds
 from slurm.records import Records, Spec
+from slurm.runs import RunFiles
+
+_SIGNAL_DELAY_S = 120  # where no save has been measured, and at least
+# Made when the job starts, so that it lies nowhere.
+_RAY_TOKEN = "export RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')"
 
 
 def parameters(
-    spec: Spec, asked: Resources, after: Sequence[str] = (), test_only: bool = False
+    specs: Sequence[Spec], asked: Resources, after: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What submitit is told of a job; `after`: jobs that have to end well before it begins."""
+    """What submitit is told of a job, of the elements of an array if there are several specs.
+
+    `after`: jobs that have to end well before it begins.
+    """
     given: dict[str, Any] = {
-        "job_name": spec.name,
+        "job_name": specs[0].name.partition(".")[0],
         "partition": asked.partition,
         "account": asked.account,
         "qos": asked.qos,
-        "nodes": asked.nodes,
-        "ntasks_per_node": asked.tasks,
         "gpus_per_node": asked.gpus_per_node or None,
-        "cpus_per_task": asked.cpus_per_task,
+        **_processes(asked),
         "mem": None if asked.mem_gb is None else _memory(asked.mem_gb),
         "time": asked.minutes,
-        "signal_delay_s": asked.signal_delay_s,
+        "signal_delay_s": asked.signal_delay_s or max(map(signal_delay, specs)),
         "constraint": asked.constraint,
         "exclude": asked.exclude,
         "dependency": f"afterok:{':'.join(after)}" if after else None,
-        "setup": [*_exports(spec, asked.env or {}), *(asked.setup or ())],
-        "srun_args": ["--kill-on-bad-exit=1", *(asked.srun or ())],
+        "setup": [*_exports(specs, asked), *(asked.setup or ())],
+        "srun_args": ["--kill-on-bad-exit=1", *_spread(asked), *(asked.srun or ())],
+        "teardown": [_after(specs)],
         "stderr_to_stdout": True,
-        "comment": f"unclip:{spec.launch}",
-        "additional_parameters": {"requeue": True},
+        "comment": f"unclip:{specs[0].launch}",
+        "map_count": len(specs) if len(specs) > 1 else None,
+        "additional_parameters": {"requeue": True, **_range(asked)},
     }
     return {key: value for key, value in given.items() if value is not None}
+
+
+def signal_delay(spec: Spec) -> int:
+    """Seconds before its end in which a job is to save: by the saves of its RUN, where it has."""
+    needed = None if spec.run is None else needed_seconds(RunFiles(spec.run))
+    return max(_SIGNAL_DELAY_S, math.ceil(needed or 0))
 
 
 def script(records: Records, given: Mapping[str, Any]) -> str:
@@ -56,8 +71,8 @@ def command(records: Records) -> str:
     return shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(records.logs)])
 
 
-def submit(records: Records, spec: Spec, given: Mapping[str, Any]) -> str:
-    """Hand a job to Slurm; its number.
+def submit(records: Records, specs: Sequence[Spec], given: Mapping[str, Any]) -> list[str]:
+    """Hand a job, or an array of jobs, to Slurm; the number of each.
 
     Raises:
         FailedJobError: Slurm refuses it; submitit's, with what sbatch said.
@@ -65,15 +80,52 @@ def submit(records: Records, spec: Spec, given: Mapping[str, Any]) -> str:
     records.logs.mkdir(parents=True, exist_ok=True)
     records.logs.chmod(0o700)  # jobs load pickles from there
     executor = submitit_slurm.SlurmExecutor(records.logs)
-    executor.update_parameters(**given)
+    executor.update_parameters(**{k: v for k, v in given.items() if k != "map_count"})
     with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says is in the error as well
-        job = executor.submit(functools.partial(run_job, str(records.spec_path(spec))))
-    return str(job.job_id)
+        jobs = executor.map_array(run_job, [str(records.spec_path(spec)) for spec in specs])
+    return [str(job.job_id) for job in jobs]
 
 
-def _exports(spec: Spec, env: Mapping[str, str]) -> list[str]:
-    values = {"PYTHONPATH": spec.code, **env}
-    return [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
+def _processes(asked: Resources) -> dict[str, Any]:
+    """Nodes and their processes.
+
+    Told how many processes a node has, Slurm would take the fewest nodes of a range; so there it is
+    told a node's CPUs, and srun the processes.
+    """
+    cpus = asked.cpus_per_task
+    if asked.min_nodes is None:
+        return {"nodes": asked.nodes, "ntasks_per_node": asked.tasks, "cpus_per_task": cpus}
+    return {"nodes": asked.nodes, "cpus_per_task": (cpus or 1) * asked.tasks}
+
+
+def _range(asked: Resources) -> dict[str, str]:
+    """submitit counts with `nodes`; a range goes past it."""
+    return {} if asked.min_nodes is None else {"nodes": f"{asked.min_nodes}-{asked.nodes}"}
+
+
+def _spread(asked: Resources) -> list[str]:
+    """What srun is told of the processes, where sbatch was not."""
+    if asked.min_nodes is None:
+        return []
+    return [f"--ntasks-per-node={asked.tasks}", f"--cpus-per-task={asked.cpus_per_task or 1}"]
+
+
+def _exports(specs: Sequence[Spec], asked: Resources) -> list[str]:
+    values = {"PYTHONPATH": specs[0].code, **(asked.env or {})}
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
+    if asked.nodes != 1 and specs[0].run is None:
+        lines.append(_RAY_TOKEN)
+    return lines
+
+
+def _after(specs: Sequence[Spec]) -> str:
+    """What the script ends with: it looks at the step's exit code."""
+    before = shlex.join([sys.executable, "-m", "slurm.after"])
+    if len(specs) > 1:
+        runs = shlex.join(str(spec.run) for spec in specs)
+        return f'code=$?; runs=({runs}); exec {before} "$code" "${{runs[$SLURM_ARRAY_TASK_ID]}}"'
+    run = "" if specs[0].run is None else f" {shlex.quote(str(specs[0].run))}"
+    return f'exec {before} "$?"{run}'
 
 
 def _memory(gb: float) -> str:

@@ -30,7 +30,8 @@ app = typer.Typer(
 _EXAMPLES = (
     "Examples: `unclip launch configs/pipelines/micro.yaml --dry-run` · "
     "`unclip launch pipeline.yaml` · `unclip launch pipeline.yaml --status` · "
-    "`unclip launch pipeline.yaml --set resources.partition=gpu --cluster slurm`"
+    "`unclip launch pipeline.yaml --set resources.partition=gpu` · "
+    "`unclip launch pipeline.yaml --sweep optim.lr=1e-4,3e-4 --stage prior`"
 )
 _WIDE = 200
 _EVERY = 5.0  # seconds between two looks of --status on a terminal
@@ -57,6 +58,17 @@ def launch(
     override: Annotated[
         list[str] | None, typer.Option("--set", help="A value over the file's: a.b=c.")
     ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V,V",
+            help="Train one stage with each value, as an array of jobs; several: all combinations.",
+        ),
+    ] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(metavar="STAGE", help="The stage of --sweep, if there are several."),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.")
     ] = False,
@@ -70,7 +82,9 @@ def launch(
         raise UserError(f"--cluster: got {cluster!r}, expected slurm or local")
     if sum((dry, status, logs is not None, cancel)) > 1:
         raise UserError("--dry-run, --status, --logs and --cancel: one at a time")
-    found = Pipeline.read(pipeline, override or [])
+    if stage is not None and not sweep:
+        raise UserError("--stage: is for --sweep, which is not given")
+    found = Pipeline.read(pipeline, override or [], sweep, stage)
     if dry:
         _show_dry_run(found, json)
     elif status:

@@ -26,12 +26,13 @@ class Resources(Config):
     account: str | None = None
     qos: str | None = None
     nodes: Count | None = None
+    min_nodes: Count | None = None  # of training: as many as there are, from here to `nodes`
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None  # one process each; 0: CPUs alone
     tasks_per_node: Count | None = None  # processes; None: one for each GPU, or one
     cpus_per_task: Count | None = None
     mem_gb: Annotated[float, Field(gt=0)] | None = None  # of a node
     time: Text | None = None  # D-HH:MM:SS, HH:MM:SS or minutes
-    signal_delay_s: Count | None = None  # before the end of the time: save now
+    signal_delay_s: Count | None = None  # before the end: save now; None: by the measured saves
     constraint: str | None = None
     exclude: str | None = None
     setup: tuple[str, ...] | None = None  # lines of the batch script before the job
@@ -66,7 +67,7 @@ class Resources(Config):
         return other.model_copy(update={**given, "env": env or None})
 
 
-DEFAULTS = Resources(nodes=1, gpus_per_node=0, time="01:00:00", signal_delay_s=120)
+DEFAULTS = Resources(nodes=1, gpus_per_node=0, time="01:00:00")
 
 
 class _Stage(Config):

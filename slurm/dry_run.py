@@ -18,7 +18,7 @@ from base.errors import UserError
 from slurm import batch
 from slurm.config import Resources
 from slurm.graph import Node
-from slurm.launch import Pipeline
+from slurm.launch import Pipeline, require_acceptable
 
 _MEMORY = "80GB"
 
@@ -42,7 +42,7 @@ class Line:
     done: bool
     asked: Resources
     cost: Cost | None
-    script: str | None  # None: it would be skipped
+    script: str | None  # None: it would be skipped, or is in that of its array
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -52,27 +52,34 @@ class Line:
 
 
 def dry_run(pipeline: Pipeline) -> Iterator[Line]:
-    """Every stage; nothing is written.
+    """Every stage; nothing is written, and Slurm, if it is here, is asked what it would refuse.
 
     Raises:
-        UserError: a stage was made by something else.
+        UserError: a stage was made by something else, or would be refused.
     """
     records = pipeline.records
     specs = records.freeze(pipeline.nodes, write=False)
     done = {name for name, spec in specs.items() if records.is_done(spec)}
-    for node in pipeline.nodes:
-        spec, asked = specs[node.name], pipeline.asked(node)
-        after = [f"<job of {need}>" for need in node.needs if need not in done]
-        given = batch.parameters(spec, asked, after)
-        yield Line(
-            name=node.name,
-            kind=node.kind,
-            needs=node.needs,
-            done=node.name in done,
-            asked=asked,
-            cost=_cost(node, asked) if node.kind == "train" else None,
-            script=None if node.name in done else batch.script(records, given),
-        )
+    for nodes in pipeline.jobs():
+        asked = pipeline.asked(nodes[0])
+        after = [f"<job of {need}>" for need in nodes[0].needs if need not in done]
+        left = [specs[node.name] for node in nodes if node.name not in done]
+        text = None
+        if left:
+            require_acceptable(pipeline, left, nodes[0])
+            text = batch.script(records, batch.parameters(left, asked, after))
+        cost = _cost(nodes[0], asked) if nodes[0].kind == "train" else None
+        for node in nodes:
+            own = bool(left) and node.name == left[0].name  # an array has one script
+            yield Line(
+                name=node.name,
+                kind=node.kind,
+                needs=node.needs,
+                done=node.name in done,
+                asked=asked,
+                cost=cost,
+                script=text if own else None,
+            )
 
 
 def table(lines: list[Line]) -> Table:

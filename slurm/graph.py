@@ -59,6 +59,22 @@ def build(config: PipelineConfig, here: Path) -> list[Node]:
     return [maker.node(name, found[name]) for name in order]
 
 
+def ancestors(config: PipelineConfig, name: str) -> set[str]:
+    """All stages that one needs, and those that these need.
+
+    Raises:
+        UserError: a name that no stage has.
+    """
+    found, left = set[str](), [name]
+    while left:
+        stage = left.pop()
+        for field, need in _references(stage, config):
+            _require_known(config, stage, field, need)
+            left += [] if need in found else [need]
+            found.add(need)
+    return found
+
+
 def _require_known(config: PipelineConfig, name: str, field: str, need: str) -> None:
     where = f"stages.{name}.{field}"
     if need not in config.stages:

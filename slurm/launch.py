@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,12 @@ from submitit.core.utils import FailedJobError
 
 from base.config import load_config
 from base.errors import UserError, one_line
-from base.lease import Lease
+from base.lease import Lease, owner
 from slurm import batch, queue
 from slurm.config import PipelineConfig, Resources
 from slurm.graph import Node, build
 from slurm.records import Records, Spec
+from slurm.sweep import sweep
 
 Say = Callable[[str], None]
 
@@ -29,14 +30,24 @@ class Pipeline:
 
     config: PipelineConfig
     nodes: list[Node]
+    swept: Sequence[str] = ()  # the variants of a sweep, which are one array of jobs
 
     @staticmethod
-    def read(path: Path, overrides: list[str]) -> Pipeline:
-        """Raises:
-        UserError: a value, a name, a file that is not there, an impossible wish.
+    def read(
+        path: Path,
+        overrides: list[str],
+        settings: list[str] | None = None,
+        stage: str | None = None,
+    ) -> Pipeline:
+        """`settings` and `stage` are those of a sweep.
+
+        Raises:
+            UserError: a value, a name, a file that is not there, an impossible wish.
         """
-        config = load_config(path, PipelineConfig, overrides)
-        pipeline = Pipeline(config, build(config, path.absolute().parent))
+        config, swept = load_config(path, PipelineConfig, overrides), list[str]()
+        if settings:
+            config, swept = sweep(config, stage, settings)
+        pipeline = Pipeline(config, build(config, path.absolute().parent), swept)
         for node in pipeline.nodes:
             pipeline.require_sensible(node)
         return pipeline
@@ -46,6 +57,12 @@ class Pipeline:
         """The launcher's folder below `out`."""
         return Records(Path(self.config.out).absolute() / "launch")
 
+    def jobs(self) -> list[list[Node]]:
+        """The stages, those that are one array of jobs together."""
+        single = [[node] for node in self.nodes if node.name not in self.swept]
+        array = [node for node in self.nodes if node.name in self.swept]
+        return [*single, array] if array else single
+
     def asked(self, node: Node) -> Resources:
         """What a stage asks for."""
         return self.config.asked(node.name)
@@ -54,14 +71,22 @@ class Pipeline:
         """What no cluster could give sense to.
 
         Raises:
-            UserError: several processes for work that one does.
+            UserError: several processes for work that one does, or an empty range of nodes.
         """
-        asked = self.asked(node)
-        if node.kind in ("prepare", "embed") and (asked.nodes, asked.tasks) != (1, 1):
+        asked, where = self.asked(node), f"stages.{node.name}.resources"
+        if node.kind in ("prepare", "embed") and asked.tasks != 1:
             raise UserError(
-                f"stages.{node.name}.resources: got {asked.nodes} × {asked.tasks} processes; "
-                f"a stage of kind {node.kind} is one process of one node (tasks_per_node: 1), "
-                "whose Ray takes all of cpus_per_task and gpus_per_node"
+                f"{where}.tasks_per_node: got {asked.tasks}, expected 1: a stage of kind "
+                f"{node.kind} is one process a node, whose Ray takes all of cpus_per_task and "
+                "gpus_per_node"
+            )
+        if node.kind == "evaluate" and (asked.nodes, asked.tasks) != (1, 1):
+            raise UserError(f"{where}: got {asked.nodes} × {asked.tasks} processes, expected one")
+        if asked.min_nodes is not None and node.kind != "train":
+            raise UserError(f"{where}.min_nodes: is for stages of kind train alone")
+        if asked.min_nodes is not None and asked.min_nodes > (asked.nodes or 1):
+            raise UserError(
+                f"{where}.min_nodes: got {asked.min_nodes}, expected at most nodes, {asked.nodes}"
             )
 
 
@@ -106,36 +131,72 @@ def submit(pipeline: Pipeline, say: Say) -> dict[str, str]:
         UserError: there is no Slurm, or it refuses a job; what was submitted before is cancelled.
     """
     queue.require_slurm()
-    records, jobs = pipeline.records, dict[str, str]()
+    records, jobs, new = pipeline.records, dict[str, str](), list[str]()
     with Lease(records.folder):
         specs = records.freeze(pipeline.nodes)
         alive = {name: job for name, job, _ in _alive(records)}
-        new = list[str]()
-        for node, spec in zip(pipeline.nodes, specs.values(), strict=True):
-            if records.is_done(spec):
-                say(f"{node.name}: done before")
-            elif node.name in alive:
-                jobs[node.name] = alive[node.name]
-                say(f"{node.name}: job {alive[node.name]}, submitted before")
-            else:
-                after = [jobs[need] for need in node.needs if need in jobs]
-                given = batch.parameters(spec, pipeline.asked(node), after)
-                jobs[node.name] = _submitted(records, spec, given, new)
-                new.append(jobs[node.name])
-                records.set_job(node.name, jobs[node.name])
+        left = [_left(nodes, records, specs, alive, say) for nodes in pipeline.jobs()]
+        left = [nodes for nodes in left if nodes]
+        for nodes in left:
+            require_acceptable(pipeline, [specs[node.name] for node in nodes], nodes[0])
+        jobs |= {node.name: alive[node.name] for node in pipeline.nodes if node.name in alive}
+        for nodes in left:
+            after = [jobs[need] for need in nodes[0].needs if need in jobs]
+            wanted = [specs[node.name] for node in nodes]
+            given = batch.parameters(wanted, pipeline.asked(nodes[0]), after)
+            new += (numbers := _submitted(records, wanted, given, new))
+            for spec, job in zip(wanted, numbers, strict=True):
+                jobs[spec.name] = job
+                records.set_job(spec.name, job)
                 waits = f", after {', '.join(after)}" if after else ""
-                say(f"{node.name}: job {jobs[node.name]}{waits}")
+                say(f"{spec.name}: job {job}{waits}")
     return jobs
 
 
-def _submitted(records: Records, spec: Spec, given: dict[str, object], new: list[str]) -> str:
+def _left(
+    nodes: list[Node],
+    records: Records,
+    specs: Mapping[str, Spec],
+    alive: Mapping[str, str],
+    say: Say,
+) -> list[Node]:
+    """Those of a job's stages that are to be submitted."""
+    left = []
+    for node in nodes:
+        if records.is_done(specs[node.name]):
+            say(f"{node.name}: done before")
+        elif node.name in alive:
+            say(f"{node.name}: job {alive[node.name]}, submitted before")
+        else:
+            left.append(node)
+    return left
+
+
+def require_acceptable(pipeline: Pipeline, specs: list[Spec], node: Node) -> None:
+    """Before anything is submitted: that nobody is at work there, and that Slurm would take it.
+
+    Raises:
+        UserError: who has a RUN's folder, or Slurm's reason.
+    """
+    for spec in specs:
+        if spec.run is not None and (other := owner(spec.run)) is not None:
+            raise UserError(f"stages.{spec.name}: {spec.run} is in use by {other.describe()}")
+    given = batch.parameters(specs, pipeline.asked(node))
+    reason = queue.refusal(batch.script(pipeline.records, given))
+    if reason is not None:
+        raise UserError(f"stages.{node.name}: Slurm refuses it: {reason}")
+
+
+def _submitted(
+    records: Records, specs: list[Spec], given: dict[str, object], new: list[str]
+) -> list[str]:
     try:
-        return batch.submit(records, spec, given)
+        return batch.submit(records, specs, given)
     except (FailedJobError, OSError) as error:
         queue.cancel(new)
         reason = one_line(error).replace("sbatch: error: ", "")
         also = f"; jobs {', '.join(new)} of this launch were cancelled" if new else ""
-        raise UserError(f"stages.{spec.name}: Slurm refuses it: {reason}{also}") from error
+        raise UserError(f"stages.{specs[0].name}: Slurm refuses it: {reason}{also}") from error
 
 
 def _alive(records: Records) -> Iterator[tuple[str, str, queue.JobState]]:

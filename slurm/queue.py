@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -52,6 +53,21 @@ def require_slurm() -> None:
         )
 
 
+def refusal(script: str) -> str | None:
+    """Why Slurm would not take a batch script, in its own words; None where it would.
+
+    Also where it cannot be asked: then the submission itself will tell.
+    """
+    if shutil.which("sbatch") is None:
+        return None
+    done = subprocess.run(
+        ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=_SECONDS
+    )
+    told = done.stderr.replace("sbatch: error: ", "").replace("allocation failure: ", "")
+    asked = "allocation failure" in done.stderr or "Invalid" in done.stderr
+    return " ".join(told.split()) if done.returncode and asked else None
+
+
 def states(jobs: Iterable[str]) -> dict[str, JobState]:
     """Of each job what is known; one that nobody remembers is left out.
 
@@ -64,6 +80,45 @@ def states(jobs: Iterable[str]) -> dict[str, JobState]:
     return {**found, **(_sacct(forgotten) if forgotten else {})}
 
 
+def start_time(job: str) -> float | None:
+    """When Slurm last started a job, in seconds since 1970; None where it does not say."""
+    return _time_of(job, "StartTime")
+
+
+def end_time(job: str) -> float | None:
+    """When a job's time is over; None where there is no limit, or Slurm does not say."""
+    return _time_of(job, "EndTime")
+
+
+def runs(job: str) -> bool:
+    """Whether a job runs and nobody, neither a user nor Slurm, is ending it."""
+    return _shown(job).get("JobState") == "RUNNING"
+
+
+def requeue(job: str) -> None:
+    """Have Slurm run a job again, under the same number.
+
+    Raises:
+        UserError: it refuses, with its reason.
+    """
+    _ask("scontrol", "requeue", job)
+
+
+def _time_of(job: str, name: str) -> float | None:
+    value = _shown(job).get(name, "")
+    return float(value) if value.isdigit() else None
+
+
+def _shown(job: str) -> dict[str, str]:
+    """A job's fields, as `scontrol show job` has them; none where Slurm is silent."""
+    try:
+        text = _ask("scontrol", "--oneliner", "show", "job", job, SLURM_TIME_FORMAT="%s")
+    except UserError:
+        return {}
+    parts = (part.partition("=") for part in text.split())
+    return {name: value for name, _, value in parts}
+
+
 def cancel(jobs: Iterable[str]) -> None:
     """Ends jobs, whether they run or wait."""
     if jobs := list(jobs):
@@ -72,8 +127,9 @@ def cancel(jobs: Iterable[str]) -> None:
 
 def _squeue(jobs: list[str]) -> dict[str, JobState]:
     # All of the user's: asking for a job that is gone is an error.
-    fields = "jobid:|,state:|,nodelist:200|,reason:80|,restartcnt:|"
-    lines = _ask("squeue", "--me", "--noheader", "--states=all", f"--Format={fields}").splitlines()
+    fields = "jobarrayid:|,state:|,nodelist:200|,reason:80|,restartcnt:|"
+    asked = ("squeue", "--me", "--array", "--noheader", "--states=all", f"--Format={fields}")
+    lines = _ask(*asked).splitlines()
     found = {}
     for line in lines:
         job, state, nodes, reason, restarts = (part.strip() for part in line.split("|")[:5])
@@ -87,9 +143,12 @@ def _squeue(jobs: list[str]) -> dict[str, JobState]:
 def _sacct(jobs: list[str]) -> dict[str, JobState]:
     if shutil.which("sacct") is None:
         return {}
-    asked = ("sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State,NodeList")
+    asked = ("sacct", "--noheader", "--allocations", "--array", "--parsable2")
     done = subprocess.run(
-        [*asked, "--jobs", ",".join(jobs)], capture_output=True, text=True, timeout=_SECONDS
+        [*asked, "--format=JobID,State,NodeList", "--jobs", ",".join(jobs)],
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
     )
     if done.returncode:  # no accounting here
         return {}
@@ -100,13 +159,19 @@ def _sacct(jobs: list[str]) -> dict[str, JobState]:
     return found
 
 
-def _ask(*command: str) -> str:
+def _ask(*command: str, **environment: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        done = subprocess.run(
+            command,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+        )
     except FileNotFoundError:
         raise UserError(f"{command[0]}: not found; is this a login node?") from None
     except subprocess.TimeoutExpired:
         raise UserError(f"{command[0]}: no answer from Slurm within {_SECONDS} s") from None
     if done.returncode:
-        raise UserError(f"{command[0]}: {done.stderr.strip() or done.stdout.strip()}")
+        raise UserError(f"{' '.join(command[:2])}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout

@@ -37,6 +37,11 @@ class Spec:
     code: str  # PYTHONPATH
     launch: str  # the folder of records
 
+    @property
+    def run(self) -> Path | None:
+        """The RUN that it trains, if it trains one."""
+        return Path(self.makes) if self.kind == "train" else None
+
 
 @dataclass(frozen=True)
 class Records:

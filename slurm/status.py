@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,13 +10,10 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from base import yaml
-from base.errors import UserError
 from slurm import queue
 from slurm.graph import Node
 from slurm.launch import Pipeline
-
-_TAIL = 1 << 16  # bytes of metrics.jsonl that are looked at
+from slurm.runs import RunFiles
 
 
 @dataclass(frozen=True)
@@ -38,6 +32,7 @@ class StageStatus:
     loss: float | None = None
     seconds_left: float | None = None
     checkpoint: int | None = None  # samples of the latest
+    seconds_lost: float | None = None  # to preemptions, from signal to first step, unqueued
 
 
 def status(pipeline: Pipeline, ask_slurm: bool = True) -> list[StageStatus]:
@@ -71,56 +66,31 @@ def _stage(node: Node, done: bool, job: str | None, state: queue.JobState | None
         nodes=state.nodes or None if state is not None else None,
         reason=state.reason or None if state is not None else None,
         restarts=state.restarts if state is not None else None,
-        **(_run(Path(node.makes)) if node.kind == "train" else {}),
+        **(_run(RunFiles(Path(node.makes))) if node.kind == "train" else {}),
     )
 
 
-def _run(folder: Path) -> dict[str, Any]:
-    """How far a RUN is, by its last metrics."""
-    last = next(_lines_backwards(folder / "metrics.jsonl"), None)
-    if last is None:
+def _run(run: RunFiles) -> dict[str, Any]:
+    """How far a RUN is, by its last metrics, and what its preemptions have cost."""
+    if not (last := run.metrics()):
         return {}
-    samples, total, rate = last["samples"], _total(folder), last.get("samples_per_second")
-    latest = folder / "latest"
+    samples, total, rate = last["samples"], run.total(), last.get("samples_per_second")
     return {
         "samples": samples,
         "total": total,
         "rate": rate,
         "loss": last.get("loss"),
         "seconds_left": (total - samples) / rate if total is not None and rate else None,
-        "checkpoint": int(latest.read_text()) if latest.is_file() else None,
+        "checkpoint": run.samples() or None,
+        "seconds_lost": sum(each.lost for each in run.preemptions()),
     }
-
-
-def _total(folder: Path) -> int | None:
-    """Samples that a RUN is to see, by its config."""
-    try:
-        config, _ = yaml.parse((folder / "config.yaml").read_text(), "config.yaml")
-        return int(config["train"]["samples"])
-    except (OSError, UserError, KeyError, TypeError, ValueError):
-        return None
-
-
-def _lines_backwards(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines at the end of a file that is being written."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - _TAIL, 0))
-            tail = file.read()
-    except FileNotFoundError:
-        return
-    for line in reversed(tail.splitlines()):
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
 
 
 def table(stages: list[StageStatus]) -> Table:
     """The stages, a line each."""
     shown = Table(box=SIMPLE, pad_edge=False)
     titles = ("stage", "state", "job", "node", "samples", "rate", "loss", "left", "checkpoint")
-    for column in (*titles, "restarts", ""):
+    for column in (*titles, "restarts", "lost", ""):
         shown.add_column(column)
     for stage in stages:
         samples = "" if stage.samples is None else f"{stage.samples:,}"
@@ -137,6 +107,7 @@ def table(stages: list[StageStatus]) -> Table:
             "" if stage.seconds_left is None else str(timedelta(seconds=round(stage.seconds_left))),
             "" if stage.checkpoint is None else f"{stage.checkpoint:,}",
             str(stage.restarts or ""),
+            f"{stage.seconds_lost:.0f} s" if stage.seconds_lost else "",
             stage.reason or "",
         )
     return shown

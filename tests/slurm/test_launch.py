@@ -57,7 +57,7 @@ def test_the_batch_script_of_many_nodes(file: Path, tmp_path: Path) -> None:
     pipeline = Pipeline.read(file, [])
     specs = pipeline.records.freeze(pipeline.nodes, write=False)
     prior = next(node for node in pipeline.nodes if node.name == "prior")
-    given = batch.parameters(specs["prior"], pipeline.asked(prior), ["17", "18"])
+    given = batch.parameters([specs["prior"]], pipeline.asked(prior), ["17", "18"])
     text = batch.script(pipeline.records, given)
     text = text.replace(str(Path(specs["prior"].code).parent), "FROZEN")
     text = text.replace(str(tmp_path), "/shared").replace(sys.executable, "python")
@@ -70,7 +70,8 @@ def test_stages_take_from_the_pipeline_what_they_do_not_say() -> None:
     asked = Resources(nodes=2, gpus_per_node=4, env={"B": "2"}).over(pipeline.over(DEFAULTS))
     assert (asked.partition, asked.nodes, asked.tasks, asked.minutes) == ("gpu", 2, 4, 151)
     assert asked.env == {"A": "1", "B": "2"}
-    assert asked.signal_delay_s == DEFAULTS.signal_delay_s
+    assert asked.gpus_per_node == 4
+    assert Resources().over(DEFAULTS).gpus_per_node == 0
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,9 @@ def test_stages_take_from_the_pipeline_what_they_do_not_say() -> None:
         ("resources.time=soon", r"resources\.time: got 'soon', expected D-HH:MM:SS"),
         ("resources.partitoin=gpu", r"resources\.partitoin: .*partition"),
         ("stages.prior.resources.nodes=0", r"stages\.prior.*nodes"),
-        ("stages.data.resources.nodes=2", r"stages\.data\.resources: got 2 × 1 processes"),
+        ("stages.data.resources.tasks_per_node=2", r"data\.resources\.tasks_per_node: got 2"),
+        ("stages.data.resources.min_nodes=1", r"data\.resources\.min_nodes: is for stages"),
+        ("stages.prior.resources.min_nodes=9", r"prior\.resources\.min_nodes: got 9, .* 8"),
         ("stages.Data.kind=prepare", r"Data"),
     ],
 )
@@ -176,5 +179,6 @@ def test_status_of_what_was_not_begun_and_of_what_is_done(file: Path) -> None:
         "loss": 0.5,
         "seconds_left": 8.0,
         "checkpoint": 64,
+        "seconds_lost": 0,
     }
     assert "128 / 640" in call(file, "--status", "--cluster", "local")

@@ -1,0 +1,56 @@
+"""One process of a job: how its ranks meet, and what a command of ours is run with."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from base.errors import Stopped
+from slurm import queue
+from slurm.command import Command
+from slurm.lookout import Lookout
+from slurm.runs import RunFiles
+
+_PORTS = range(20_000, 32_000)  # below those that Linux gives to clients
+
+
+def run_command(
+    words: Sequence[str], environment: Mapping[str, str], run: Path | None = None
+) -> int:
+    """Run a command as one process of a job step, or alone; the exit code for Slurm.
+
+    A signal to save goes on to the command, whose ranks agree at a step boundary, save together and
+    exit with 75. Of the processes that save only the first one's code counts, and so it is where
+    Slurm ends all because one has failed. `run`: the RUN that it trains, to look after.
+    """
+    first = environment.get("SLURM_PROCID", "0") == "0"
+    command = Command({**environment, **rendezvous(environment)})
+    if not first:
+        code = command.run(words)
+        return 0 if code == Stopped.exit_code or signal.SIGTERM in command.asked else code
+    if run is None or "SLURM_JOB_ID" not in environment:
+        return command.run(words)
+    return _looked_after(command, words, RunFiles(run), environment["SLURM_JOB_ID"])
+
+
+def _looked_after(command: Command, words: Sequence[str], files: RunFiles, job: str) -> int:
+    files.note("started", queue.start_time(job), job=job)
+    code = command.run(words, Lookout(files, lambda: queue.end_time(job)).look)
+    if command.asked_at is not None:
+        files.note("signalled", command.asked_at)
+    return code
+
+
+def rendezvous(environment: Mapping[str, str]) -> dict[str, str]:
+    """Where the ranks of a job step meet: on the node that runs the batch script, the first one.
+
+    Its address is Slurm's own, since node names need not be host names; the port is the job's.
+    """
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
+        return {}
+    number = int(environment["SLURM_JOB_ID"]) * 7 + int(environment.get("SLURM_RESTART_COUNT", 0))
+    return {
+        "MASTER_ADDR": environment["SLURM_LAUNCH_NODE_IPADDR"],
+        "MASTER_PORT": str(_PORTS[number % len(_PORTS)]),
+    }
