@@ -19,7 +19,8 @@ from slurm.lookout import needed_seconds
 from slurm.records import Records, Spec
 from slurm.runs import RunFiles
 
-_SIGNAL_DELAY_S = 120  # where no save has been measured, and at least
+_SIGNAL_DELAY_S = 120  # where no save has been measured, and at least; but
+_LARGEST_SHARE = 4  # no more than the fourth part of a job's time
 # Made when the job starts, so that it lies nowhere.
 _RAY_TOKEN = "export RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')"
 
@@ -40,7 +41,7 @@ def parameters(
         **_processes(asked),
         "mem": None if asked.mem_gb is None else _memory(asked.mem_gb),
         "time": asked.minutes,
-        "signal_delay_s": asked.signal_delay_s or max(map(signal_delay, specs)),
+        "signal_delay_s": asked.signal_delay_s or max(signal_delay(each, asked) for each in specs),
         "constraint": asked.constraint,
         "exclude": asked.exclude,
         "dependency": f"afterok:{':'.join(after)}" if after else None,
@@ -55,10 +56,11 @@ def parameters(
     return {key: value for key, value in given.items() if value is not None}
 
 
-def signal_delay(spec: Spec) -> int:
+def signal_delay(spec: Spec, asked: Resources) -> int:
     """Seconds before its end in which a job is to save: by the saves of its RUN, where it has."""
     needed = None if spec.run is None else needed_seconds(RunFiles(spec.run))
-    return max(_SIGNAL_DELAY_S, math.ceil(needed or 0))
+    wanted = max(_SIGNAL_DELAY_S, math.ceil(needed or 0))
+    return wanted if asked.minutes is None else min(wanted, asked.minutes * 60 // _LARGEST_SHARE)
 
 
 def script(records: Records, given: Mapping[str, Any]) -> str:

@@ -82,6 +82,11 @@ class Pipeline:
             )
         if node.kind == "evaluate" and (asked.nodes, asked.tasks) != (1, 1):
             raise UserError(f"{where}: got {asked.nodes} × {asked.tasks} processes, expected one")
+        delay, minutes = asked.signal_delay_s, asked.minutes
+        if delay is not None and minutes is not None and delay >= 60 * minutes:
+            raise UserError(
+                f"{where}.signal_delay_s: got {delay}, expected less than time, {60 * minutes} s"
+            )
         if asked.min_nodes is not None and node.kind != "train":
             raise UserError(f"{where}.min_nodes: is for stages of kind train alone")
         if asked.min_nodes is not None and asked.min_nodes > (asked.nodes or 1):

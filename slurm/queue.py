@@ -30,6 +30,11 @@ class JobState:
         return self.state in _ALIVE
 
     @property
+    def failed(self) -> bool:
+        """Whether it is over and did not end well."""
+        return not self.alive and self.state not in ("COMPLETED", "CANCELLED")
+
+    @property
     def hopeless(self) -> bool:
         """Whether it waits for a job that did not end well."""
         return self.reason == "DependencyNeverSatisfied"

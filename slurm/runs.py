@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from base import yaml
-from base.errors import UserError
+from base.errors import Stopped, UserError
 
 _TAIL = 1 << 18  # bytes of a file that is appended to that are looked at
 _SAVES = 10  # the latest, of which the longest counts
@@ -104,6 +104,8 @@ class RunFiles:
             event, when = each["event"], each["time"]
             if event == "signalled":
                 times = {event: when}
+            elif event == "requeued" and each.get("code") != Stopped.exit_code:
+                times = {}  # it broke down, and the signal was Slurm's to those that were left
             elif event in ("requeued", "started") and "signalled" in times:
                 times[event] = when
             elif event == "first step" and {"requeued", "started"} <= times.keys():

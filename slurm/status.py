@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from slurm import queue
+from slurm import batch, queue
 from slurm.graph import Node
 from slurm.launch import Pipeline
 from slurm.runs import RunFiles
@@ -48,8 +48,22 @@ def status(pipeline: Pipeline, ask_slurm: bool = True) -> list[StageStatus]:
     for node in pipeline.nodes:
         job = jobs.get(node.name)
         state = known.get(job) if job is not None else None
-        found.append(_stage(node, records.is_done(node), job, state))
+        stage = _stage(node, records.is_done(node), job, state)
+        if job is not None and state is not None and state.failed and stage.state != "done":
+            stage = replace(stage, reason=_why(batch.log_path(records, job), state))
+        found.append(stage)
     return found
+
+
+def _why(log: Path, state: queue.JobState) -> str | None:
+    """Why a job failed: the last error that its log tells."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        where = f"; is {log.parent} in a folder that {state.nodes or 'the nodes'} have as well?"
+        return f"it wrote no log{where}"
+    errors = [line for line in lines if line.startswith(("error: ", "slurmstepd: error: "))]
+    return errors[-1] if errors else state.reason or None
 
 
 def _stage(node: Node, done: bool, job: str | None, state: queue.JobState | None) -> StageStatus:

@@ -14,6 +14,7 @@ from slurm.cli import app
 from slurm.config import DEFAULTS, Resources
 from slurm.launch import Pipeline
 from slurm.records import Records
+from slurm.runs import RunFiles
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -82,6 +83,10 @@ def test_stages_take_from_the_pipeline_what_they_do_not_say() -> None:
         ("stages.prior.resources.nodes=0", r"stages\.prior.*nodes"),
         ("stages.data.resources.tasks_per_node=2", r"data\.resources\.tasks_per_node: got 2"),
         ("stages.data.resources.min_nodes=1", r"data\.resources\.min_nodes: is for stages"),
+        (
+            "stages.prior.resources.time='2'",
+            r"signal_delay_s: got 300, .* than time, 120",
+        ),
         ("stages.prior.resources.min_nodes=9", r"prior\.resources\.min_nodes: got 9, .* 8"),
         ("stages.Data.kind=prepare", r"Data"),
     ],
@@ -92,6 +97,21 @@ def test_mistakes_are_found_before_anything_is_submitted(
     with pytest.raises(UserError, match=message):
         call(file, "--dry-run", "--set", override)
     assert not (file.parent / "run").exists()
+
+
+def test_the_time_to_save_is_measured(file: Path) -> None:
+    """At least two minutes, but no more than a fourth of the job's time."""
+    pipeline = Pipeline.read(file, [])
+    spec = pipeline.records.freeze(pipeline.nodes, write=False)["prior"]
+    day, short = Resources(time="1-00:00:00"), Resources(time="00:04:00")
+    assert batch.signal_delay(spec, day) == 120
+    assert batch.signal_delay(spec, short) == 60
+    assert spec.run is not None
+    spec.run.mkdir(parents=True)
+    RunFiles(spec.run).note("saved", samples=64, seconds=200.25)
+    assert batch.signal_delay(spec, day) == 431  # twice that, and half a minute
+    given = batch.parameters([spec], day.over(DEFAULTS))
+    assert "#SBATCH --signal=USR2@431\n" in batch.script(pipeline.records, given)
 
 
 def test_a_dry_run_shows_all_and_writes_nothing(

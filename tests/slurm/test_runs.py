@@ -44,6 +44,10 @@ def test_a_breakdown_and_a_cancelled_job_are_no_preemption(tmp_path: Path) -> No
         (1.0, "requeued", {"samples": 0, "code": 137}),
         (2.0, "started", {}),
         (3.0, "first step", {"samples": 8}),
+        (3.5, "signalled", {}),
+        (3.6, "requeued", {"samples": 8, "code": 137}),
+        (3.7, "started", {}),
+        (3.8, "first step", {"samples": 16}),
         (4.0, "signalled", {}),
         (9.0, "started", {}),
         (10.0, "first step", {"samples": 16}),
@@ -104,7 +108,7 @@ def test_a_preemption_is_told_once_and_those_before_are_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cycle = [(0.0, "signalled"), (1.0, "requeued"), (2.0, "started"), (3.0, "first step")]
-    events = [(when, event, {"samples": 8}) for when, event in cycle]
+    events = [(when, event, {"samples": 8, "code": 75}) for when, event in cycle]
     run = run_with(tmp_path, *events)
     lookout = Lookout(run, lambda: None)
     lookout.look()

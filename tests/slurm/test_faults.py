@@ -1,0 +1,158 @@
+"""A CLIP on two nodes of a real Slurm, under all that a cluster does to jobs: not a bit is lost."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launches import jobs, log_of, pipeline, unclip, wait_done, weights
+from slurm_jobs import state, submit, wait, wait_for
+
+from slurm.runs import RunFiles
+from slurm.testbed.cluster import Cluster
+from slurm.testbed.config import HIGH, LOW
+
+pytestmark = pytest.mark.slurm
+
+SAMPLES = 4096
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    unclip("data", "synth", folder / "scenes", "--count", 64, "--seed", 3)
+    unclip("data", "prepare", folder / "scenes", "--out", folder / "dataset")
+    return folder / "dataset"
+
+
+@pytest.fixture(scope="module")
+def calm(cluster: Cluster, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of a run that nothing befalls."""
+    folder = tmp_path_factory.mktemp("calm")
+    path = pipeline(folder, samples=SAMPLES, data=str(dataset))
+    wait_done(path, jobs(path, cluster), cluster)
+    return weights(folder)
+
+
+@pytest.fixture
+def begun(cluster: Cluster, dataset: Path, tmp_path: Path) -> Callable[..., tuple[Path, str]]:
+    """Launches a run, and gives pipeline and job when it has taken some steps."""
+
+    def begin(**resources: object) -> tuple[Path, str]:
+        path = pipeline(tmp_path, samples=SAMPLES, data=str(dataset), resources=resources)
+        job = jobs(path, cluster)["clip"]
+        metrics = tmp_path / "run/clip/metrics.jsonl"
+        wait(lambda: metrics.is_file() and metrics.read_text().count("\n") > 2, "steps", 120)
+        return path, job
+
+    return begin
+
+
+def ends_as(calm: bytes, path: Path, job: str, cluster: Cluster) -> RunFiles:
+    """Waits for the end, compares every bit, and gives the RUN."""
+    wait_done(path, {"clip": job}, cluster)
+    assert weights(path.parent) == calm
+    return RunFiles(path.parent / "run/clip")
+
+
+def requeues(run: RunFiles) -> list[int]:
+    return [each["code"] for each in run.events() if each["event"] == "requeued"]
+
+
+def test_a_partition_that_preempts(
+    cluster: Cluster, calm: bytes, begun: Callable[..., tuple[Path, str]], tmp_path: Path
+) -> None:
+    """The low partition's job is told, saves, gives its nodes away, and goes on after the other."""
+    path, job = begun(partition=LOW)
+    whole = ("--nodes=2", "--exclusive", f"--partition={HIGH}")
+    other = submit(cluster, tmp_path, "other", "sleep 3", *whole)
+    wait_for(cluster, other, "RUNNING", "COMPLETED")
+    run = ends_as(calm, path, job, cluster)
+    assert state(cluster, other) == "COMPLETED"
+    (cost,) = run.preemptions()
+    assert 0 < cost.lost < 120
+    assert cost.queued > 2
+    assert str(cost) in log_of(path, "clip", cluster)
+    shown = unclip("launch", path, "--status", cluster=cluster)
+    assert f"{cost.lost:.0f} s" in shown
+
+
+def test_a_rank_that_is_killed(
+    cluster: Cluster, calm: bytes, begun: Callable[..., tuple[Path, str]]
+) -> None:
+    """One process of two gone: the other is ended, and both go on from the last checkpoint."""
+    path, job = begun()
+    run = RunFiles(path.parent / "run/clip")
+    wait(lambda: run.samples() > 0, "a checkpoint", 60)
+    os.kill(trainer_on(cluster, "n2"), signal.SIGKILL)
+    run = ends_as(calm, path, job, cluster)
+    assert len(requeues(run)) == 1
+    assert run.preemptions() == []
+    assert "broke down with " in log_of(path, "clip", cluster)
+
+
+def test_every_process_killed_by_scancel(
+    cluster: Cluster, calm: bytes, begun: Callable[..., tuple[Path, str]]
+) -> None:
+    path, job = begun()
+    cluster.run("scancel", "--signal=KILL", f"{job}.0")
+    assert len(requeues(ends_as(calm, path, job, cluster))) == 1
+
+
+def test_a_controller_that_is_restarted(
+    cluster: Cluster, calm: bytes, begun: Callable[..., tuple[Path, str]]
+) -> None:
+    """The job goes on without it; afterwards a signal is still answered by one requeue."""
+    path, job = begun()
+    cluster.kill_controller()
+    cluster.start_controller()
+    cluster.run("scancel", "--signal=USR2", job)
+    assert requeues(ends_as(calm, path, job, cluster)) == [75]
+
+
+def test_a_time_limit(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
+    """A minute is too short for the run: it saves before, and goes on in another minute."""
+    samples, minute = 3 * SAMPLES, {"time": "1", "signal_delay_s": 10}
+    limited = pipeline(tmp_path / "limited", samples=samples, data=str(dataset), resources=minute)
+    free = pipeline(tmp_path / "free", samples=samples, data=str(dataset))
+    found = {path: jobs(path, cluster) for path in (limited, free)}  # both: each is slower so
+    wait_done(free, found[free], cluster)
+    run = ends_as(weights(free.parent), limited, found[limited]["clip"], cluster)
+    assert set(requeues(run)) == {75}
+    assert requeues(RunFiles(free.parent / "run/clip")) == []
+
+
+def test_a_node_that_is_lost_is_done_without(
+    cluster: Cluster, begun: Callable[..., tuple[Path, str]]
+) -> None:
+    """Slurm requeues the job; on the one node that is left it goes on from the last checkpoint."""
+    path, job = begun(min_nodes=1)
+    run = RunFiles(path.parent / "run/clip")
+    wait(lambda: run.samples() > 0, "a checkpoint", 60)
+    cluster.kill_node("n2")
+    try:
+        wait_done(path, {"clip": job}, cluster)
+    finally:
+        cluster.start_node("n2")
+    begins = [
+        (each["samples"], each["ranks"]) for each in run.events() if each["event"] == "begins"
+    ]
+    assert begins[0] == (0, 2)
+    assert begins[-1][0] > 0
+    assert begins[-1][1] == 1
+    assert run.samples() == SAMPLES
+
+
+def trainer_on(cluster: Cluster, node: str) -> int:
+    """The pid of the training process on a node."""
+    marks = {f"SLURM_CLUSTER_NAME={cluster.layout.cluster}", f"SLURMD_NODENAME={node}"}
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_text().split("\0")
+            environment = set((entry / "environ").read_text().split("\0"))
+        except OSError:
+            continue
+        if words[1:4] == ["-m", "trainer", "train"] and marks <= environment:
+            return int(entry.name)
+    raise AssertionError(f"no trainer on {node}")
