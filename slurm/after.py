@@ -9,12 +9,12 @@ being ended: a user's scancel, or Slurm's own requeue.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from base.errors import Stopped, UserError
 from slurm import queue
@@ -23,14 +23,16 @@ from slurm.runs import RunFiles
 _FINAL = (0, 2, 3, 4, 130)  # exit codes of ours
 _FRUITLESS = 3  # restarts in a row that moved nothing
 _END_SECONDS = 120.0  # for the requeue to end this process
-_TRIES = 5  # of scontrol, whose controller may be restarting
+_TRIES = 60  # of scontrol, whose controller may be restarting
 _PAUSE_SECONDS = 5.0
+
+T = TypeVar("T")
 
 
 def after(code: int, run: Path | None) -> int:
     """The job's exit code, if it is to end."""
     job = os.environ["SLURM_JOB_ID"]
-    if code in _FINAL or not queue.runs(job):
+    if code in _FINAL or not _retried(lambda: queue.runs(job)):
         return code
     files = None if run is None else RunFiles(run)
     where = "" if files is None else f" at {files.samples():,} samples"
@@ -57,13 +59,12 @@ def _fruitless(files: RunFiles | None) -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
-def _retried(ask: Callable[[], None]) -> None:
+def _retried(ask: Callable[[], T]) -> T:
     for _ in range(_TRIES - 1):
-        with suppress(UserError, subprocess.TimeoutExpired):
-            ask()
-            return
+        with suppress(UserError):
+            return ask()
         time.sleep(_PAUSE_SECONDS)
-    ask()
+    return ask()
 
 
 def _say(line: str) -> None:

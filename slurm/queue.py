@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from base.errors import UserError
@@ -96,7 +97,11 @@ def end_time(job: str) -> float | None:
 
 
 def runs(job: str) -> bool:
-    """Whether a job runs and nobody, neither a user nor Slurm, is ending it."""
+    """Whether a job runs and nobody, neither a user nor Slurm, is ending it.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
     return _shown(job).get("JobState") == "RUNNING"
 
 
@@ -110,16 +115,15 @@ def requeue(job: str) -> None:
 
 
 def _time_of(job: str, name: str) -> float | None:
-    value = _shown(job).get(name, "")
-    return float(value) if value.isdigit() else None
+    with suppress(UserError):
+        value = _shown(job).get(name, "")
+        return float(value) if value.isdigit() else None
+    return None
 
 
 def _shown(job: str) -> dict[str, str]:
-    """A job's fields, as `scontrol show job` has them; none where Slurm is silent."""
-    try:
-        text = _ask("scontrol", "--oneliner", "show", "job", job, SLURM_TIME_FORMAT="%s")
-    except UserError:
-        return {}
+    """A job's fields, as `scontrol show job` has them."""
+    text = _ask("scontrol", "--oneliner", "show", "job", job, SLURM_TIME_FORMAT="%s")
     parts = (part.partition("=") for part in text.split())
     return {name: value for name, _, value in parts}
 

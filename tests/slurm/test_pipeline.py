@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from launches import jobs, log_of, pipeline, unclip, wait_done, weights
+from launches import ROOT, jobs, log_of, pipeline, unclip, wait_done, weights
 from slurm_jobs import state, wait, wait_for
 
 from slurm.testbed.cluster import Cluster
@@ -40,22 +40,37 @@ def test_a_signal_costs_a_requeue_and_not_a_bit(
     assert weights(hurt) == weights(calm)
 
 
-def test_dependants_of_a_failed_stage_wait_and_a_second_launch_does_the_rest(
-    cluster: Cluster, pairs: Path, tmp_path: Path
+@pytest.mark.timeout(1200)  # some three minutes on two quiet cores
+def test_the_micro_pipeline_of_which_the_decoder_fails_once(
+    cluster: Cluster, tmp_path: Path
 ) -> None:
-    """What was made is not made again."""
-    path = pipeline(tmp_path / "p", pairs, 128)
-    broken = tmp_path / "p/run/clip"
-    broken.parent.mkdir(parents=True)
-    broken.write_text("a file where the RUN's folder is to be\n")
-    first = jobs(path, cluster)
-    wait_for(cluster, first["data"], "COMPLETED")
-    wait_for(cluster, first["clip"], "FAILED", seconds=120)
-    broken.unlink()
-    second = jobs(path, cluster)
-    assert set(second) == {"clip"}
-    wait_done(path, second, cluster)
-    assert state(cluster, first["data"]) == "COMPLETED"
+    """What needs it waits, the others end; a second launch does the rest only."""
+    for name, count, seed in (("train", 96, 7), ("heldout", 32, 8)):
+        unclip("data", "synth", tmp_path / name, "--count", count, "--seed", seed)
+    out, env = tmp_path / "run", "resources.env={OMP_NUM_THREADS: '1'}"
+    inputs = [f"stages.{name}.inputs=[{tmp_path / name}]" for name in ("train", "heldout")]
+    sets = [word for value in (f"out={out}", env, *inputs) for word in ("--set", value)]
+    micro = (ROOT / "configs/pipelines/micro.yaml", *sets, "--json")
+
+    def states() -> dict[str, str]:
+        shown = json.loads(unclip("launch", *micro, "--status", cluster=cluster))["stages"]
+        return {stage["name"]: stage["state"] for stage in shown}
+
+    (out / "decoder").parent.mkdir()
+    (out / "decoder").write_text("a file where the RUN's folder is to be\n")
+    first = json.loads(unclip("launch", *micro, cluster=cluster))["jobs"]
+    assert len(first) == 10
+    wait_for(cluster, first["decoder"], "FAILED", seconds=400)
+    others = first.keys() - {"decoder", "report"}
+    wait(lambda: all(states()[name] == "done" for name in others), "the others", 400)
+    assert states()["report"] == "PENDING"
+    (out / "decoder").unlink()
+    second = json.loads(unclip("launch", *micro, cluster=cluster))["jobs"]
+    assert second.keys() == {"decoder", "report"}
+    wait(lambda: set(states().values()) == {"done"}, "the rest", 300)
+    assert (out / "report/report.html").is_file()
+    for name in others:
+        assert state(cluster, first[name]) == "COMPLETED"
 
 
 def test_what_slurm_refuses_is_told_with_its_reason(
