@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from launches import ROOT, jobs, log_of, pipeline, unclip, wait_done, weights
-from slurm_jobs import state, wait, wait_for
+from slurm_jobs import history, wait, wait_for
 
 from slurm.testbed.cluster import Cluster
 
@@ -70,7 +70,7 @@ def test_the_micro_pipeline_of_which_the_decoder_fails_once(
     wait(lambda: set(states().values()) == {"done"}, "the rest", 300)
     assert (out / "report/report.html").is_file()
     for name in others:
-        assert state(cluster, first[name]) == "COMPLETED"
+        assert history(cluster, first[name]) == ["COMPLETED"]
 
 
 def test_what_slurm_refuses_is_told_with_its_reason(
