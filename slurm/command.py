@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 _PASSED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 5.0
 
 
 class Command:
@@ -28,7 +28,7 @@ class Command:
     def run(self, words: Sequence[str], look: Callable[[], bool] | None = None) -> int:
         """Run Python with these words to its end; the exit code, 128 + n of a signal's end.
 
-        `look` is called every second; once it says so the command is asked to save and end.
+        `look` is called every few seconds; once it says so the command is asked to save and end.
         """
         self.asked, self.asked_at = [], None
         earlier = {number: signal.signal(number, self._pass_on) for number in _PASSED}

@@ -35,10 +35,14 @@ class Lookout:
 
     def look(self) -> bool:
         """Whether the run has to save now."""
+        self.tell()
+        return self._due() and self._due_still()
+
+    def tell(self) -> None:
+        """Print what the preemption before cost, as soon as it is known."""
         for preemption in self._run.preemptions()[self._told :]:
             print(preemption, file=sys.stderr, flush=True)
             self._told += 1
-        return self._due() and self._due_still()
 
     def _due(self) -> bool:
         needed = needed_seconds(self._run)
@@ -49,5 +53,5 @@ class Lookout:
 
     def _due_still(self) -> bool:
         """Whether nobody gave the job more time meanwhile."""
-        self._end = self._end_time()
+        self._end = self._end_time() or self._end  # Slurm may be silent for a while
         return self._due()

@@ -36,7 +36,9 @@ def run_command(
 
 def _looked_after(command: Command, words: Sequence[str], files: RunFiles, job: str) -> int:
     files.note("started", queue.start_time(job), job=job)
-    code = command.run(words, Lookout(files, lambda: queue.end_time(job)).look)
+    lookout = Lookout(files, lambda: queue.end_time(job))
+    code = command.run(words, lookout.look)
+    lookout.tell()
     if command.asked_at is not None:
         files.note("signalled", command.asked_at)
     return code

@@ -104,6 +104,13 @@ def test_a_job_that_was_given_more_time_goes_on(tmp_path: Path) -> None:
     assert not Lookout(run_with(tmp_path, *saved(50.0)), lambda: None).look()
 
 
+def test_a_silent_slurm_does_not_keep_a_run_from_saving(tmp_path: Path) -> None:
+    ends = [time.time() + 60, None]
+    lookout = Lookout(run_with(tmp_path, *saved(50.0)), lambda: ends.pop(0))
+    lookout._began = time.time() - 1000
+    assert lookout.look()
+
+
 def test_a_preemption_is_told_once_and_those_before_are_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
