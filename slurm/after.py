@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from base.errors import Stopped, UserError
 from slurm import queue
+from slurm.restarts import Restarts
 from slurm.runs import RunFiles
 
 _FINAL = (0, 2, 3, 4, 130)  # exit codes of ours
@@ -30,33 +31,41 @@ T = TypeVar("T")
 
 
 def after(code: int, run: Path | None) -> int:
-    """The job's exit code, if it is to end."""
-    job = os.environ["SLURM_JOB_ID"]
-    if code in _FINAL or not _retried(lambda: queue.runs(job)):
+    """The job's exit code, if it is to end.
+
+    Raises:
+        UserError: nothing moves any more, or Slurm does not answer.
+    """
+    job = queue.own_job(os.environ)
+    if job is None or code in _FINAL or not _retried(lambda: queue.runs(job)):
         return code
     files = None if run is None else RunFiles(run)
-    where = "" if files is None else f" at {files.samples():,} samples"
-    if _fruitless(files) >= _FRUITLESS:
-        _say(
-            f"error: {_FRUITLESS} restarts{where} without a step more, and ended with {code} "
-            "again; if it was stopped, give it more time, or less to save (resources.time, "
-            "resources.signal_delay_s)"
-        )
-        return code
+    samples = None if files is None else files.samples()
+    restarts = Restarts(_retried(lambda: queue.output(job)).with_suffix(".restarts"))
+    if code != Stopped.exit_code or samples is not None:
+        _require_progress(restarts.fruitless(samples), samples, code)
+    restarts.add(code, samples)
     if files is not None:
-        files.note("requeued", samples=files.samples(), code=code)
+        files.note("requeued", samples=samples, code=code)
     how = "saved" if code == Stopped.exit_code else f"broke down with {code}"
-    _say(f"{how}; job {job} is requeued and goes on{where}")
+    _say(f"{how}; job {job} is requeued and goes on{_where(samples)}")
     _retried(lambda: queue.requeue(job))
     time.sleep(_END_SECONDS)
     return code
 
 
-def _fruitless(files: RunFiles | None) -> int:
-    """Restarts that moved nothing; of what is no run, all count."""
-    if files is not None:
-        return files.fruitless()
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+def _require_progress(fruitless: int, samples: int | None, code: int) -> None:
+    if fruitless < _FRUITLESS:
+        return
+    advice = "; give it more time, or less to save (resources.time, resources.signal_delay_s)"
+    raise UserError(
+        f"{fruitless} restarts{_where(samples)} without a step more, and ended with {code} again"
+        + (advice if code == Stopped.exit_code else "")
+    )
+
+
+def _where(samples: int | None) -> str:
+    return "" if samples is None else f" at {samples:,} samples"
 
 
 def _retried(ask: Callable[[], T]) -> T:

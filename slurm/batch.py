@@ -51,7 +51,7 @@ def parameters(
         "stderr_to_stdout": True,
         "comment": f"unclip:{specs[0].launch}",
         "map_count": len(specs) if len(specs) > 1 else None,
-        "additional_parameters": {"requeue": True, **_range(asked)},
+        "additional_parameters": {"requeue": True, **_range(asked), **(asked.sbatch or {})},
     }
     return {key: value for key, value in given.items() if value is not None}
 
@@ -106,15 +106,20 @@ def _range(asked: Resources) -> dict[str, str]:
 
 
 def _spread(asked: Resources) -> list[str]:
-    """What srun is told of the processes, where sbatch was not."""
-    if asked.min_nodes is None:
-        return []
-    return [f"--ntasks-per-node={asked.tasks}", f"--cpus-per-task={asked.cpus_per_task or 1}"]
+    """What srun is told of the processes: of their CPUs it does not hear from every sbatch."""
+    cpus = asked.cpus_per_task if asked.min_nodes is None else asked.cpus_per_task or 1
+    return [
+        *([] if asked.min_nodes is None else [f"--ntasks-per-node={asked.tasks}"]),
+        *([] if cpus is None else [f"--cpus-per-task={cpus}"]),
+    ]
 
 
 def _exports(specs: Sequence[Spec], asked: Resources) -> list[str]:
-    values = {"PYTHONPATH": specs[0].code, **(asked.env or {})}
+    env = asked.env or {}
+    path = ":".join([specs[0].code, *([env["PYTHONPATH"]] if "PYTHONPATH" in env else [])])
+    values = {**env, "PYTHONPATH": path}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
+    lines.append("trap : USR2  # which may reach this script too")
     if asked.nodes != 1 and specs[0].run is None:
         lines.append(_RAY_TOKEN)
     return lines

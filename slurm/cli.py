@@ -15,7 +15,8 @@ from rich.live import Live
 from base.command import emit_json
 from base.errors import UserError
 from slurm import batch, dry_run, queue
-from slurm.launch import Pipeline, run_here, submit
+from slurm.launch import run_here, submit
+from slurm.pipeline import Pipeline
 from slurm.status import status as statuses
 from slurm.status import table
 
@@ -142,10 +143,14 @@ def _show_status(pipeline: Pipeline, ask_slurm: bool, json: bool) -> None:
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            stages = statuses(pipeline, ask_slurm)
-            live.update(table(stages), refresh=True)
-            if all(stage.state == "done" for stage in stages):
-                return
+            try:
+                stages = statuses(pipeline, ask_slurm)
+            except UserError as error:  # Slurm is silent for a while
+                live.console.print(f"{error}; asking again")
+            else:
+                live.update(table(stages), refresh=True)
+                if not any(queue.JobState(stage.state).alive for stage in stages):
+                    return
             time.sleep(_EVERY)
 
 
@@ -166,7 +171,8 @@ def _show_logs(pipeline: Pipeline, stage: str) -> None:
 
 
 def _cancel(pipeline: Pipeline, json: bool) -> None:
-    jobs = pipeline.records.jobs()
+    own = {node.name for node in pipeline.nodes}
+    jobs = {name: job for name, job in pipeline.records.jobs().items() if name in own}
     known = queue.states(jobs.values())
     ended = {name: job for name, job in jobs.items() if job in known and known[job].alive}
     queue.cancel(ended.values())

@@ -13,6 +13,7 @@ Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,2}):(\d{2}):(\d{2})|(\d+)")
 
 
@@ -31,29 +32,34 @@ class Resources(Config):
     tasks_per_node: Count | None = None  # processes; None: one for each GPU, or one
     cpus_per_task: Count | None = None
     mem_gb: Annotated[float, Field(gt=0)] | None = None  # of a node
-    time: Text | None = None  # D-HH:MM:SS, HH:MM:SS or minutes
+    time: Text | Count | None = None  # D-HH:MM:SS, HH:MM:SS or minutes
     signal_delay_s: Count | None = None  # before the end: save now; None: by the measured saves
     constraint: str | None = None
     exclude: str | None = None
     setup: tuple[str, ...] | None = None  # lines of the batch script before the job
     env: dict[str, str] | None = None  # for all processes: NCCL_*, HF_HOME, …
     srun: tuple[str, ...] | None = None  # more arguments: --container-image=…, --cpu-bind=…
+    sbatch: dict[str, str | int] | None = None  # more of its options: {reservation: big, …}
 
     @field_validator("time")
     @classmethod
-    def _is_time(cls, value: str | None) -> str | None:
-        if value is not None and not _TIME.fullmatch(value):
-            raise ValueError(f"got {value!r}, expected D-HH:MM:SS, HH:MM:SS or minutes")
+    def _is_time(cls, value: str | int | None) -> str | int | None:
+        if value is not None and not (_TIME.fullmatch(str(value)) and _minutes(str(value))):
+            raise ValueError(f"got {value!r}, expected D-HH:MM:SS, HH:MM:SS or minutes, above 0")
+        return value
+
+    @field_validator("env")
+    @classmethod
+    def _are_names(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        for name in value or {}:
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"got {name!r}, expected a variable's name")
         return value
 
     @property
     def minutes(self) -> int | None:
         """The time limit, rounded up."""
-        found = _TIME.fullmatch(self.time) if self.time is not None else None
-        if found is None:
-            return None
-        days, hours, minutes, seconds, alone = (int(part or 0) for part in found.groups())
-        return alone or (24 * days + hours) * 60 + minutes + (seconds > 0)
+        return None if self.time is None else _minutes(str(self.time))
 
     @property
     def tasks(self) -> int:
@@ -61,10 +67,18 @@ class Resources(Config):
         return self.tasks_per_node or self.gpus_per_node or 1
 
     def over(self, other: Resources) -> Resources:
-        """These values, and the other's where there is none; of `env` both, line by line."""
+        """These values, and the other's where there is none; of `env`, `sbatch` both."""
         given = {key: value for key, value in self if value is not None}
         env = {**(other.env or {}), **(self.env or {})}
-        return other.model_copy(update={**given, "env": env or None})
+        sbatch = {**(other.sbatch or {}), **(self.sbatch or {})}
+        return other.model_copy(update={**given, "env": env or None, "sbatch": sbatch or None})
+
+
+def _minutes(time: str) -> int:
+    found = _TIME.fullmatch(time)
+    assert found is not None
+    days, hours, minutes, seconds, alone = (int(part or 0) for part in found.groups())
+    return alone or (24 * days + hours) * 60 + minutes + (seconds > 0)
 
 
 DEFAULTS = Resources(nodes=1, gpus_per_node=0, time="01:00:00")

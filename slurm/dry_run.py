@@ -16,9 +16,12 @@ from rich.table import Table
 
 from base.errors import UserError
 from slurm import batch
+from slurm.check import check_configs
 from slurm.config import Resources
 from slurm.graph import Node
-from slurm.launch import Pipeline, require_acceptable
+from slurm.launch import require_acceptable
+from slurm.pipeline import Pipeline
+from slurm.survey import survey
 
 _MEMORY = "80GB"
 
@@ -40,6 +43,7 @@ class Line:
     kind: str
     needs: tuple[str, ...]
     done: bool
+    job: str | None  # that it has already
     asked: Resources
     cost: Cost | None
     script: str | None  # None: it would be skipped, or is in that of its array
@@ -55,31 +59,32 @@ def dry_run(pipeline: Pipeline) -> Iterator[Line]:
     """Every stage; nothing is written, and Slurm, if it is here, is asked what it would refuse.
 
     Raises:
-        UserError: a stage was made by something else, or would be refused.
+        UserError: a config has a mistake, a job would be refused, a stage was made by something
+            else.
     """
     records = pipeline.records
     specs = records.freeze(pipeline.nodes, write=False)
-    done = {name for name, spec in specs.items() if records.is_done(spec)}
-    for nodes in pipeline.jobs():
-        asked = pipeline.asked(nodes[0])
-        after = [f"<job of {need}>" for need in nodes[0].needs if need not in done]
-        left = [specs[node.name] for node in nodes if node.name not in done]
-        text = None
-        if left:
-            require_acceptable(pipeline, left, nodes[0])
-            text = batch.script(records, batch.parameters(left, asked, after))
-        cost = _cost(nodes[0], asked) if nodes[0].kind == "train" else None
-        for node in nodes:
-            own = bool(left) and node.name == left[0].name  # an array has one script
-            yield Line(
-                name=node.name,
-                kind=node.kind,
-                needs=node.needs,
-                done=node.name in done,
-                asked=asked,
-                cost=cost,
-                script=text if own else None,
-            )
+    found = survey(pipeline, specs)
+    check_configs(node for nodes in found.left for node in nodes)
+    scripts = {}  # an array's is its first stage's
+    for nodes in found.left:
+        left, asked = [specs[node.name] for node in nodes], pipeline.asked(nodes[0])
+        require_acceptable(pipeline, left, nodes[0])
+        needs = [need for need in nodes[0].needs if need not in found.done]
+        after = [found.alive.get(need, f"<job of {need}>") for need in needs]
+        scripts[nodes[0].name] = batch.script(records, batch.parameters(left, asked, after))
+    for node in pipeline.nodes:
+        asked = pipeline.asked(node)
+        yield Line(
+            name=node.name,
+            kind=node.kind,
+            needs=node.needs,
+            done=node.name in found.done,
+            job=found.alive.get(node.name),
+            asked=asked,
+            cost=_cost(node, asked) if node.kind == "train" else None,
+            script=scripts.get(node.name),
+        )
 
 
 def table(lines: list[Line]) -> Table:
@@ -106,12 +111,20 @@ def table(lines: list[Line]) -> Table:
             ", ".join(line.needs) or "–",
             f"{asked.nodes} × {asked.tasks}",
             str(gpus),
-            asked.time,
+            str(asked.time),
             "" if cost is None else f"{cost.gpu_hours:.3g}",
             "" if cost is None else f"{cost.days:.3g}",
-            "done before" if line.done else "" if cost is None or cost.fits else "does not fit",
+            _remark(line),
         )
     return shown
+
+
+def _remark(line: Line) -> str:
+    if line.done:
+        return "done before"
+    if line.job is not None:
+        return f"job {line.job}, submitted before"
+    return "" if line.cost is None or line.cost.fits else "does not fit"
 
 
 def _cost(node: Node, asked: Resources) -> Cost | None:

@@ -35,11 +35,7 @@ class Node:
     command: tuple[str, ...]  # after the interpreter
     check: tuple[str, ...] | None  # the same; its exit code tells whether `makes` is whole
     files: Mapping[str, str]  # texts that the command reads: path below the frozen folder → text
-
-    @property
-    def fingerprint(self) -> str:
-        """Of what decides the result: command and texts, not resources."""
-        return fingerprint([self.command, sorted(self.files.items())])
+    fingerprint: str  # of what decides the result: command, texts, those of its needs; no resources
 
 
 def build(config: PipelineConfig, here: Path) -> list[Node]:
@@ -55,8 +51,10 @@ def build(config: PipelineConfig, here: Path) -> list[Node]:
         for field, need in needs:
             _require_known(config, name, field, need)
     order = _ordered({name: [need for _, need in needs] for name, needs in found.items()})
-    maker = _Maker(config, here)
-    return [maker.node(name, found[name]) for name in order]
+    maker, nodes = _Maker(config, here), dict[str, Node]()
+    for name in order:
+        nodes[name] = maker.node(name, {need: nodes[need] for _, need in found[name]})
+    return list(nodes.values())
 
 
 def ancestors(config: PipelineConfig, name: str) -> set[str]:
@@ -126,7 +124,7 @@ class _Maker:
         self._config, self._here = config, here
         self._out = Path(config.out).absolute()
 
-    def node(self, name: str, references: list[tuple[str, str]]) -> Node:
+    def node(self, name: str, needs: Mapping[str, Node]) -> Node:
         stage = self._config.stages[name]
         match stage:
             case PrepareStage():
@@ -142,11 +140,14 @@ class _Maker:
         return Node(
             name=name,
             kind=stage.kind,
-            needs=tuple(dict.fromkeys(need for _, need in references)),
+            needs=tuple(needs),
             makes=self._makes(name),
             command=("-m", *command),
             check=self._check(name) if stage.verify else None,
             files=files,
+            fingerprint=fingerprint(
+                [command, sorted(files.items()), [node.fingerprint for node in needs.values()]]
+            ),
         )
 
     def _prepare(self, name: str, stage: PrepareStage) -> tuple[str, ...]:

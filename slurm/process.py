@@ -29,9 +29,10 @@ def run_command(
     if not first:
         code = command.run(words)
         return 0 if code == Stopped.exit_code or signal.SIGTERM in command.asked else code
-    if run is None or "SLURM_JOB_ID" not in environment:
+    job = queue.own_job(environment)
+    if run is None or job is None:
         return command.run(words)
-    return _looked_after(command, words, RunFiles(run), environment["SLURM_JOB_ID"])
+    return _looked_after(command, words, RunFiles(run), job)
 
 
 def _looked_after(command: Command, words: Sequence[str], files: RunFiles, job: str) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from base.errors import UserError
 
@@ -41,6 +42,17 @@ class JobState:
         return self.reason == "DependencyNeverSatisfied"
 
 
+def own_job(environment: Mapping[str, str]) -> str | None:
+    """The job that this process is of; of an array the element alone.
+
+    The last element's SLURM_JOB_ID is the array's own number, which names them all.
+    """
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    if array is not None:
+        return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment.get("SLURM_JOB_ID")
+
+
 def require_slurm() -> None:
     """See that Slurm's commands are here.
 
@@ -66,9 +78,16 @@ def refusal(script: str) -> str | None:
     """
     if shutil.which("sbatch") is None:
         return None
-    done = subprocess.run(
-        ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=_SECONDS
-    )
+    try:
+        done = subprocess.run(
+            ["sbatch", "--test-only"],
+            input=script,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return None
     told = done.stderr.replace("sbatch: error: ", "").replace("allocation failure: ", "")
     asked = "allocation failure" in done.stderr or "Invalid" in done.stderr
     return " ".join(told.split()) if done.returncode and asked else None
@@ -114,6 +133,15 @@ def requeue(job: str) -> None:
     _ask("scontrol", "requeue", job)
 
 
+def output(job: str) -> Path:
+    """The file that a job's batch script writes to.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    return Path(_shown(job).get("StdOut", f"job-{job}.out"))
+
+
 def _time_of(job: str, name: str) -> float | None:
     with suppress(UserError):
         value = _shown(job).get(name, "")
@@ -152,17 +180,13 @@ def _squeue(jobs: list[str]) -> dict[str, JobState]:
 def _sacct(jobs: list[str]) -> dict[str, JobState]:
     if shutil.which("sacct") is None:
         return {}
-    asked = ("sacct", "--noheader", "--allocations", "--array", "--parsable2")
-    done = subprocess.run(
-        [*asked, "--format=JobID,State,NodeList", "--jobs", ",".join(jobs)],
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-    )
-    if done.returncode:  # no accounting here
+    asked = ("sacct", "--noheader", "--allocations", "--parsable2")
+    try:
+        text = _ask(*asked, "--format=JobID,State,NodeList", "--jobs", ",".join(jobs))
+    except UserError:  # no accounting here
         return {}
     found = {}
-    for line in done.stdout.splitlines():
+    for line in text.splitlines():
         job, state, nodes = line.split("|")
         found[job] = JobState(state.split()[0], "" if nodes == "None assigned" else nodes)
     return found

@@ -20,7 +20,7 @@ from base.files import read_json, sha256_file, write_json
 from slurm.graph import Node
 
 _PACKAGES = ("unclip", "slurm", "trainer", "data_pipeline", "base")
-_SOURCES = Path(__file__).resolve().parents[1]
+SOURCES = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Records:
             for name, spec in specs.items():
                 _put(draft / "stages" / f"{name}.json", json.dumps(asdict(spec), indent=1))
             for name in sources:
-                _put(draft / "code" / name, (_SOURCES / name).read_bytes())
+                _put(draft / "code" / name, (SOURCES / name).read_bytes())
             draft.chmod(0o755)
             draft.rename(target)
         finally:
@@ -164,9 +164,9 @@ def _sources() -> dict[str, str]:
     """Our packages' files, and the hash of each."""
     found = {}
     for package in _PACKAGES:
-        for path in sorted((_SOURCES / package).rglob("*")):
+        for path in sorted((SOURCES / package).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
-                name = str(path.relative_to(_SOURCES))
+                name = str(path.relative_to(SOURCES))
                 found[name] = sha256_file(path)
     return found
 

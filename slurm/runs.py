@@ -87,16 +87,6 @@ class RunFiles:
         rate, steps = last.get("samples_per_second"), last.get("steps")
         return last["samples"] / steps / rate if rate and steps else 0.0
 
-    def fruitless(self) -> int:
-        """Restarts so far, the last ones, that began where the run is still."""
-        requeued = [each for each in self.events() if each["event"] == "requeued"]
-        count = 0
-        for each in reversed(requeued):
-            if each.get("samples") != self.samples():
-                break
-            count += 1
-        return count
-
     def preemptions(self) -> list[Preemption]:
         """What each stop on request cost that the run has gone on from."""
         found, times = [], dict[str, float]()

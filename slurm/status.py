@@ -10,9 +10,10 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from base.errors import UserError
 from slurm import batch, queue
 from slurm.graph import Node
-from slurm.launch import Pipeline
+from slurm.pipeline import Pipeline
 from slurm.runs import RunFiles
 
 
@@ -48,27 +49,33 @@ def status(pipeline: Pipeline, ask_slurm: bool = True) -> list[StageStatus]:
     for node in pipeline.nodes:
         job = jobs.get(node.name)
         state = known.get(job) if job is not None else None
-        stage = _stage(node, records.is_done(node), job, state)
-        if job is not None and state is not None and state.failed and stage.state != "done":
+        try:
+            done = "done" if records.is_done(node) else None
+        except UserError:
+            done = "done with another config"
+        stage = _stage(node, done, job, state)
+        if done is None and job is not None and (state is None or state.failed):
             stage = replace(stage, reason=_why(batch.log_path(records, job), state))
         found.append(stage)
     return found
 
 
-def _why(log: Path, state: queue.JobState) -> str | None:
+def _why(log: Path, state: queue.JobState | None) -> str | None:
     """Why a job failed: the last error that its log tells."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
-        where = f"; is {log.parent} in a folder that {state.nodes or 'the nodes'} have as well?"
-        return f"it wrote no log{where}"
+        nodes = "the nodes" if state is None or not state.nodes else state.nodes
+        return f"it wrote no log; is {log.parent} in a folder that {nodes} have as well?"
     errors = [line for line in lines if line.startswith(("error: ", "slurmstepd: error: "))]
-    return errors[-1] if errors else state.reason or None
+    return errors[-1] if errors else None if state is None else state.reason or None
 
 
-def _stage(node: Node, done: bool, job: str | None, state: queue.JobState | None) -> StageStatus:
-    if done:
-        word = "done"
+def _stage(
+    node: Node, done: str | None, job: str | None, state: queue.JobState | None
+) -> StageStatus:
+    if done is not None:
+        word = done
     elif state is not None:
         word = state.state
     else:

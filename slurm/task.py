@@ -20,7 +20,7 @@ _USAGE = (
 def main(words: list[str]) -> int:
     """The command; its exit code is the process's."""
     run = None
-    if words[:1] == ["--run"]:
+    if words[:1] == ["--run"] and len(words) > 1:
         run, words = Path(words[1]), words[2:]
     if not words or words[0].startswith("-"):
         print(_USAGE, file=sys.stderr)

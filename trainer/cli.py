@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import asdict
-from json import dumps
+from json import dumps, loads
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,6 +82,21 @@ def train(
     else:
         before = ", finished before" if result.resumed_from == result.samples else ""
         typer.echo(f"{result.out}: {result.samples} samples in {result.steps} steps{before}")
+
+
+@app.command(hidden=True)
+def check_configs() -> None:
+    """Read training configs as `train` does, for whoever launches it later.
+
+    Standard input has a JSON object: names, and the words that `train` is to be given.
+    """
+    from trainer.stages import load_train_config
+
+    for name, (config, *words) in loads(sys.stdin.read()).items():
+        try:
+            load_train_config(config, words[1::2])  # each after a --set
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
 
 
 @app.command(

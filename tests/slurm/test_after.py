@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -15,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCONTROL = """\
 #!/bin/sh
 case "$*" in
-*show*) {shows}; echo "JobId=17 JobState={state} StartTime=1000 EndTime=Unknown" ;;
+*show*) {shows}; echo "JobId=17 JobState={state} StdOut={log}" ;;
 *) echo "$@" >> {asked}; {then} ;;
 esac
 """
@@ -27,18 +29,21 @@ def after(
     state: str = "RUNNING",
     then: str = "kill $PPID",
     shows: str = ":",
+    job: Mapping[str, str] = MappingProxyType({"SLURM_JOB_ID": "17"}),
 ) -> str:
     """What scontrol was asked for; the command's end is that of the job where it was."""
     asked, program = folder / "asked", folder / "bin/scontrol"
     program.parent.mkdir(exist_ok=True)
     asked.unlink(missing_ok=True)
-    program.write_text(SCONTROL.format(state=state, asked=asked, then=then, shows=shows))
+    log = folder / f"{job['SLURM_JOB_ID']}_0_log.out"
+    texts = {"state": state, "asked": asked, "then": then, "shows": shows, "log": log}
+    program.write_text(SCONTROL.format(**texts))
     program.chmod(0o755)
     where = f"{program.parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": where, "SLURM_JOB_ID": "17", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PATH": where, **job, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "slurm.after", *map(str, words)],
-        env={**environment, "SLURM_RESTART_COUNT": "0"},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=60,
@@ -92,5 +97,25 @@ def test_a_controller_that_is_away_is_asked_again(tmp_path: Path, asked: str) ->
     assert told.count("requeue 17\n") == (1 if asked == "show" else 2)
 
 
-def test_a_dataset_has_no_samples_to_count(tmp_path: Path) -> None:
-    assert after(tmp_path, 75) == "requeue 17\nsaved; job 17 is requeued and goes on\n"
+def test_a_dataset_may_be_stopped_for_ever_but_not_break_down_so(tmp_path: Path) -> None:
+    """It has no samples to count; what is finished of it stays."""
+    for code in (75, 75, 75, 75, 75, 1, 1, 1):
+        assert after(tmp_path, code).startswith("requeue 17\n")
+    told = "error: 3 restarts without a step more, and ended with 1 again\n"
+    assert after(tmp_path, 1) == told
+    told = "requeue 17\nsaved; job 17 is requeued and goes on\n"
+    assert after(tmp_path, 75) == told
+
+
+def test_another_job_begins_to_count_anew(tmp_path: Path) -> None:
+    run = run_at(tmp_path, 64)
+    for _ in range(3):
+        after(tmp_path, 137, run)
+    assert after(tmp_path, 137, run).startswith("error: ")
+    assert "requeue 18" in after(tmp_path, 137, run, job={"SLURM_JOB_ID": "18"})
+
+
+def test_of_an_array_the_element_alone_is_requeued(tmp_path: Path) -> None:
+    """The last one's SLURM_JOB_ID is the number of the whole array."""
+    job = {"SLURM_JOB_ID": "22", "SLURM_ARRAY_JOB_ID": "22", "SLURM_ARRAY_TASK_ID": "2"}
+    assert after(tmp_path, 75, run_at(tmp_path, 64), job=job).startswith("requeue 22_2\n")

@@ -153,9 +153,9 @@ def test_a_local_launch_lets_its_stage_save(
     path.write_text(json.dumps(asdict(spec)))
     program = (
         "import sys; from pathlib import Path; from base.stop import interrupted_by_signals\n"
-        "from slurm.launch import _run_alone; from slurm.records import read_spec\n"
-        "path = Path(sys.argv[1])\n"
-        "with interrupted_by_signals(): sys.exit(_run_alone(path, read_spec(path)))\n"
+        "from slurm.config import Resources; from slurm.launch import _run_alone\n"
+        "from slurm.records import read_spec; path = Path(sys.argv[1])\n"
+        "with interrupted_by_signals(): sys.exit(_run_alone(path, read_spec(path), Resources()))\n"
     )
     earlier = signal.signal(signal.SIGINT, lambda *_: None)  # a background job ignores it
     child = subprocess.Popen(

@@ -10,12 +10,14 @@ from typer.testing import CliRunner
 
 from base.errors import UserError
 from slurm import batch
+from slurm.check import check_configs, require_inputs
 from slurm.cli import app
 from slurm.config import DEFAULTS, Resources
-from slurm.launch import Pipeline
+from slurm.pipeline import Pipeline
 from slurm.records import Records
 from slurm.runs import RunFiles
 
+ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 
 FILE = """\
@@ -53,17 +55,28 @@ def call(*words: object) -> str:
     return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False).stdout
 
 
-def test_the_batch_script_of_many_nodes(file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("golden", "stages", "overrides"),
+    [
+        ("prior", ["prior"], []),
+        ("range", ["prior"], ["stages.prior.resources.min_nodes=4"]),
+        ("ray", ["data"], ["stages.data.resources.nodes=4"]),
+        ("array", ["prior.seed=1", "prior.seed=2"], []),
+    ],
+)
+def test_the_batch_script(
+    file: Path, tmp_path: Path, golden: str, stages: list[str], overrides: list[str]
+) -> None:
     """Word for word; another text may be right as well, but not unnoticed."""
-    pipeline = Pipeline.read(file, [])
-    specs = pipeline.records.freeze(pipeline.nodes, write=False)
-    prior = next(node for node in pipeline.nodes if node.name == "prior")
-    given = batch.parameters([specs["prior"]], pipeline.asked(prior), ["17", "18"])
+    swept = ["seed=1,2"] if golden == "array" else None
+    pipeline = Pipeline.read(file, overrides, swept)
+    found = pipeline.records.freeze(pipeline.nodes, write=False)
+    specs = [found[name] for name in stages]
+    given = batch.parameters(specs, pipeline.config.asked(stages[0]), ["17", "18"])
     text = batch.script(pipeline.records, given)
-    text = text.replace(str(Path(specs["prior"].code).parent), "FROZEN")
+    text = text.replace(str(Path(specs[0].code).parent), "FROZEN")
     text = text.replace(str(tmp_path), "/shared").replace(sys.executable, "python")
-    path = GOLDEN / "prior.sbatch"
-    assert text == path.read_text()
+    assert text == (GOLDEN / f"{golden}.sbatch").read_text()
 
 
 def test_stages_take_from_the_pipeline_what_they_do_not_say() -> None:
@@ -79,6 +92,8 @@ def test_stages_take_from_the_pipeline_what_they_do_not_say() -> None:
     ("override", "message"),
     [
         ("resources.time=soon", r"resources\.time: got 'soon', expected D-HH:MM:SS"),
+        ("resources.time=00:00:00", r"resources\.time: got '00:00:00', expected .* above 0"),
+        ("resources.env={A B: '1'}", r"resources\.env: got 'A B', expected a variable's name"),
         ("resources.partitoin=gpu", r"resources\.partitoin: .*partition"),
         ("stages.prior.resources.nodes=0", r"stages\.prior.*nodes"),
         ("stages.data.resources.tasks_per_node=2", r"data\.resources\.tasks_per_node: got 2"),
@@ -118,6 +133,7 @@ def test_a_dry_run_shows_all_and_writes_nothing(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("slurm.dry_run._cost", lambda node, asked: None)
+    monkeypatch.setattr("slurm.dry_run.check_configs", lambda nodes: None)
     shown = json.loads(call(file, "--dry-run", "--json"))
     assert [stage["name"] for stage in shown["stages"]] == ["data", "prior"]
     assert shown["stages"][1]["needs"] == ["data"]
@@ -148,6 +164,45 @@ def test_resources_do_not_make_another_stage(file: Path) -> None:
     one = Pipeline.read(file, [])
     two = Pipeline.read(file, ["resources.partition=other", "stages.prior.resources.nodes=2"])
     assert one.records.freeze(one.nodes, write=False) == two.records.freeze(two.nodes, write=False)
+
+
+def test_a_stage_whose_need_is_made_otherwise_is_another(file: Path) -> None:
+    one = Pipeline.read(file, [])
+    two = Pipeline.read(file, ["stages.data.inputs=[others]"])
+    assert one.nodes[1].files == two.nodes[1].files
+    assert one.nodes[1].command == two.nodes[1].command
+    assert one.nodes[1].fingerprint != two.nodes[1].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", r"stages\.prior: optim\.lrr: unknown key; did you mean lr"),
+        ("train.batch=some", r"stages\.prior: train\.batch: got 'some', expected a whole number"),
+    ],
+)
+def test_a_mistake_in_a_training_config_is_found_before(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    """By the trainer itself, whatever the machine has."""
+    path, config = tmp_path / "p.yaml", ROOT / "configs/micro/prior.yaml"
+    path.write_text(
+        f"out: {tmp_path}/run\n"
+        f"stages: {{prior: {{kind: train, config: {config}, data: [/d], clip: /c}}}}\n"
+    )
+    pipeline = Pipeline.read(path, [])
+    check_configs(pipeline.nodes)
+    wrong = Pipeline.read(path, [f"stages.prior.overrides=['{override}']"])
+    with pytest.raises(UserError, match=message):
+        check_configs(wrong.nodes)
+
+
+def test_what_is_to_be_prepared_must_be_there(file: Path) -> None:
+    with pytest.raises(UserError, match=r"stages\.data\.inputs: .*pairs: is not there"):
+        require_inputs(Pipeline.read(file, []))
+    (file.parent / "pairs").mkdir()
+    require_inputs(Pipeline.read(file, []))
+    require_inputs(Pipeline.read(file, ["stages.data.inputs=['s3://bucket/pairs']"]))
 
 
 def test_without_slurm_one_line_says_what_to_do(

@@ -7,6 +7,7 @@ import pytest
 from launches import ROOT, jobs, log_of, pipeline, unclip, wait_done, weights
 from slurm_jobs import history, wait, wait_for
 
+from base import yaml
 from slurm.testbed.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
@@ -71,6 +72,29 @@ def test_the_micro_pipeline_of_which_the_decoder_fails_once(
     assert (out / "report/report.html").is_file()
     for name in others:
         assert history(cluster, first[name]) == ["COMPLETED"]
+
+
+def test_all_that_waits_for_what_failed_or_was_cancelled_is_submitted_anew(
+    cluster: Cluster, pairs: Path, tmp_path: Path
+) -> None:
+    """However deep it lies: no job is left that waits for one that will not come."""
+    path = pipeline(tmp_path, pairs, 64)
+    shape = yaml.parse(path.read_text(), "")[0]
+    again = {**shape["stages"]["clip"], "init_from": "stages.clip"}
+    shape["stages"] |= {"second": again, "third": {**again, "init_from": "stages.second"}}
+    path.write_text(yaml.dump(shape))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/data").write_text("a file where the DATASET is to be\n")
+    first = jobs(path, cluster)
+    wait_for(cluster, first["data"], "FAILED", seconds=120)
+    (tmp_path / "run/data").unlink()
+    second = jobs(path, cluster)
+    assert second.keys() == first.keys()
+    assert not set(second.values()) & set(first.values())
+    unclip("launch", path, "--cancel", cluster=cluster)
+    third = jobs(path, cluster)
+    assert not set(third.values()) & set(second.values())
+    wait_done(path, third, cluster)
 
 
 def test_what_slurm_refuses_is_told_with_its_reason(

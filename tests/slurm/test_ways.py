@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launches import ROOT, jobs, log_of, pipeline, unclip, wait_done, weights
@@ -14,6 +15,7 @@ from slurm_jobs import state, submit, wait, wait_for
 
 from base import yaml
 from base.lease import Lease
+from slurm.queue import JobState, states
 from slurm.runs import RunFiles
 from slurm.testbed.cluster import Cluster
 
@@ -111,15 +113,17 @@ def test_a_sweep_is_an_array_whose_elements_are_requeued_alone(
     metrics = tmp_path / "run/clip.optim.lr=2e-3/metrics.jsonl"
     wait(lambda: metrics.is_file() and metrics.read_text().count("\n") > 2, "steps", 120)
     cluster.run("scancel", "--signal=USR2", second)
-    shown: dict[str, str] = {}
+    shown: dict[str, dict[str, Any]] = {}
 
     def over() -> bool:
         told = unclip("launch", path, *sweep, "--status", cluster=cluster)
-        shown.update({each["name"]: each["state"] for each in json.loads(told)["stages"]})
-        assert "FAILED" not in shown.values()
-        return set(shown.values()) == {"done"}
+        shown.update({each["name"]: each for each in json.loads(told)["stages"]})
+        states = {each["state"] for each in shown.values()}
+        assert "FAILED" not in states
+        return states == {"done"}
 
     wait(over, "end of the sweep", 240)
+    assert [shown[name]["restarts"] for name in found] == [0, 1]
     for value, restarts in (("1e-3", 0), ("2e-3", 1)):
         run = RunFiles(tmp_path / f"run/clip.optim.lr={value}")
         assert [each["event"] for each in run.events()].count("requeued") == restarts
@@ -187,3 +191,14 @@ def test_the_status_without_accounting_and_why_a_stage_failed(
     assert stage["reason"].startswith("error: ")
     assert "/nowhere/at/all" in stage["reason"]
     assert stage["reason"] in log_of(path, "clip", cluster)
+
+
+def test_the_accounting_tells_of_jobs_that_the_controller_has_forgotten(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(cluster, tmp_path, "fails", "exit 7")
+    wait_for(cluster, job, "FAILED")
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("slurm.queue._squeue", lambda jobs: {})
+    wait(lambda: states([job]) == {job: JobState("FAILED", "n1")}, "accounting", 30)
