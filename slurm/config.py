@@ -39,7 +39,7 @@ class Resources(Config):
     setup: tuple[str, ...] | None = None  # lines of the batch script before the job
     env: dict[str, str] | None = None  # for all processes: NCCL_*, HF_HOME, …
     srun: tuple[str, ...] | None = None  # more arguments: --container-image=…, --cpu-bind=…
-    sbatch: dict[str, str | int] | None = None  # more of its options: {reservation: big, …}
+    sbatch: dict[str, str | int | bool] | None = None  # more of its options: {reservation: big, …}
 
     @field_validator("time")
     @classmethod

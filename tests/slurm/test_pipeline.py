@@ -103,7 +103,7 @@ def test_what_slurm_refuses_is_told_with_its_reason(
     path = pipeline(tmp_path / "p", pairs)
     for override, reason in (
         ("resources.partition=gpus", "invalid partition"),
-        ("stages.clip.resources.mem_gb=9000", "Memory specification"),
+        ("stages.clip.resources.mem_gb=9000", "node configuration is not available"),
     ):
         told = unclip("launch", path, "--set", override, cluster=cluster, code=2)
         assert reason.lower() in told.lower()
