@@ -37,19 +37,24 @@ def pipeline(
     *,
     data: str = "stages.data",
     zero: int = 1,
+    clip: Path | None = None,
     resources: dict[str, Any] | None = None,
 ) -> Path:
-    """A CLIP of two ranks on two nodes, on a DATASET that a job before it makes of pairs."""
-    clip = ROOT / "configs/micro/clip.yaml"
+    """A CLIP of two ranks on two nodes, on a DATASET that a job before it makes of pairs.
+
+    With a `clip` it is a prior that is trained, on that one's embeddings.
+    """
+    name = "clip" if clip is None else "prior"
     overrides = [f"train.samples={samples}", "train.checkpoint_every=512", "train.log_every=64"]
     overrides += ["train.engine=deepspeed", f"train.zero_stage={zero}", "train.precision=fp32"]
     stages: dict[str, Any] = {}
     if pairs is not None:
         stages["data"] = {"kind": "prepare", "inputs": [str(pairs)]}
-    stages["clip"] = {
+    stages[name] = {
         "kind": "train",
-        "config": str(clip),
+        "config": str(ROOT / f"configs/micro/{name}.yaml"),
         "data": [data],
+        **({} if clip is None else {"clip": str(clip)}),
         "overrides": overrides,
         "resources": {"nodes": 2, **(resources or {})},
     }
@@ -81,7 +86,7 @@ def wait_done(path: Path, found: dict[str, str], cluster: Cluster) -> None:
     wait(over, f"end of {found}", 240)
 
 
-def weights(folder: Path) -> bytes:
+def weights(folder: Path, stage: str = "clip") -> bytes:
     out = folder / "weights.safetensors"
-    unclip("checkpoint", "export", folder / "run/clip", out, "--weights", "raw", "--replace")
+    unclip("checkpoint", "export", folder / "run" / stage, out, "--weights", "raw", "--replace")
     return out.read_bytes()

@@ -20,25 +20,38 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "scenes"
 
 
+@pytest.fixture(scope="module")
+def embedded(pairs: Path) -> tuple[Path, Path]:
+    """A DATASET with embeddings, and the CLIP that they are of."""
+    dataset, clip = pairs.parent / "dataset", pairs.parent / "clip"
+    unclip("data", "prepare", pairs, "--out", dataset)
+    sets = (f"--set=out={clip}", f"--set=data.paths=[{dataset}]")
+    unclip("train", ROOT / "configs/micro/clip.yaml", *sets)
+    unclip("data", "embed", dataset, "--clip", clip)
+    return dataset, clip
+
+
 @pytest.mark.parametrize("zero", [1, 2])
 def test_a_signal_costs_a_requeue_and_not_a_bit(
-    cluster: Cluster, pairs: Path, tmp_path: Path, zero: int
+    cluster: Cluster, embedded: tuple[Path, Path], tmp_path: Path, zero: int
 ) -> None:
-    """USR2 in mid-training: both ranks save together, the job runs again, and ends as if alone."""
-    calm, hurt = tmp_path / "calm", tmp_path / "hurt"
-    path = pipeline(calm, pairs, zero=zero)
-    found = jobs(path, cluster)
-    wait_done(path, found, cluster)
-    path = pipeline(hurt, pairs, zero=zero)
-    found = jobs(path, cluster)
-    metrics = hurt / "run/clip/metrics.jsonl"
+    """USR2 in mid-training of the prior: both ranks save together, and it ends as if alone."""
+    dataset, clip = embedded
+
+    def launched(folder: Path) -> tuple[Path, dict[str, str]]:
+        path = pipeline(folder, samples=6144, data=str(dataset), zero=zero, clip=clip)
+        return path, jobs(path, cluster)
+
+    wait_done(*launched(tmp_path / "calm"), cluster)
+    path, found = launched(tmp_path / "hurt")
+    metrics = tmp_path / "hurt/run/prior/metrics.jsonl"
     wait(lambda: metrics.is_file() and metrics.read_text().count("\n") > 3, "some steps", 120)
-    cluster.run("scancel", "--signal=USR2", found["clip"])
+    cluster.run("scancel", "--signal=USR2", found["prior"])
     wait_done(path, found, cluster)
-    log = log_of(path, "clip", cluster)
-    assert log.count(f"saved; job {found['clip']} is requeued and goes on at ") == 1
+    log = log_of(path, "prior", cluster)
+    assert log.count(f"saved; job {found['prior']} is requeued and goes on at ") == 1
     assert log.count("preempted: ") == 1
-    assert weights(hurt) == weights(calm)
+    assert weights(tmp_path / "hurt", "prior") == weights(tmp_path / "calm", "prior")
 
 
 @pytest.mark.timeout(1200)  # some three minutes on two quiet cores
