@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from base.errors import UserError
 
 _SECONDS = 60
+_FIELD = re.compile(r"(\S+?)=(.*?)(?=\s+\S+?=|\s*$)")  # a value may be a path with spaces
 _WAITING = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED")
 _ALIVE = (*_WAITING, "REQUEUE_HOLD", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED")
 
@@ -152,8 +154,7 @@ def _time_of(job: str, name: str) -> float | None:
 def _shown(job: str) -> dict[str, str]:
     """A job's fields, as `scontrol show job` has them."""
     text = _ask("scontrol", "--oneliner", "show", "job", job, SLURM_TIME_FORMAT="%s")
-    parts = (part.partition("=") for part in text.split())
-    return {name: value for name, _, value in parts}
+    return dict(_FIELD.findall(text))
 
 
 def cancel(jobs: Iterable[str]) -> None:

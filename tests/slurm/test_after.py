@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCONTROL = """\
 #!/bin/sh
 case "$*" in
-*show*) {shows}; echo "JobId=17 JobState={state} StdOut={log}" ;;
-*) echo "$@" >> {asked}; {then} ;;
+*show*) {shows}; echo "JobId=17 JobState={state} StdOut={log} Power= NtasksPerTRES:0" ;;
+*) echo "$@" >> "{asked}"; {then} ;;
 esac
 """
 
@@ -105,6 +105,15 @@ def test_a_dataset_may_be_stopped_for_ever_but_not_break_down_so(tmp_path: Path)
     assert after(tmp_path, 1) == told
     told = "requeue 17\nsaved; job 17 is requeued and goes on\n"
     assert after(tmp_path, 75) == told
+
+
+def test_the_count_lies_beside_a_log_whose_folder_has_spaces(tmp_path: Path) -> None:
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    run = run_at(folder, 64)
+    assert after(folder, 75, run).startswith("requeue 17\n")
+    assert (folder / "17_0_log.restarts").read_text() == "75 64\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["my runs"]
 
 
 def test_another_job_begins_to_count_anew(tmp_path: Path) -> None:

@@ -202,3 +202,4 @@ def test_the_accounting_tells_of_jobs_that_the_controller_has_forgotten(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("slurm.queue._squeue", lambda jobs: {})
     wait(lambda: states([job]) == {job: JobState("FAILED", "n1")}, "accounting", 30)
+    assert states([job])[job].failed
