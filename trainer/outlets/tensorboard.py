@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -39,5 +40,19 @@ class TensorBoard:
         """Opened with the first line, so that no process is forked beside its thread."""
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
+        folder = self._run / FOLDER
+        _wait_for_a_new_second(folder)
         # TensorBoard drops what earlier files have from `purge_step` on.
-        return SummaryWriter(str(self._run / FOLDER), purge_step=self._start + 1)
+        return SummaryWriter(str(folder), purge_step=self._start + 1)
+
+
+def _wait_for_a_new_second(folder: Path) -> None:
+    """Sleep until a new file's name sorts behind those of the folder, a second at most.
+
+    TensorBoard reads files in the order of their names, which have the second, the host, the
+    process and a number that sorts as text: of a second's files, an earlier session's may be last.
+    """
+    seconds = [file.name.split(".")[3] for file in folder.glob("events.out.tfevents.*")]
+    last = max((int(second) for second in seconds if second.isdigit()), default=0)
+    if last == int(time.time()):
+        time.sleep(last + 1 - time.time())
