@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from base.errors import Stopped, UserError, one_line
+from base.errors import Stopped, UserError
 from base.hashing import stable_hash
 from base.lease import Lease, require_held
 from base.progress import Progress
@@ -48,7 +48,7 @@ from trainer.record import (
     unused_changes,
     write_record,
 )
-from trainer.sampling.progress import ProgressPictures
+from trainer.saves import Saves
 from trainer.session import Session
 from trainer.stages import STAGES, Parts
 from trainer.state import TrainState, Window
@@ -187,7 +187,7 @@ def _run(session: Session, stop: StopFlag) -> None:
         _heartbeat(session) as heartbeat,
         Stragglers(session.engine, config.out) as stragglers,
     ):
-        saves = _Saves(session, metrics, heartbeat, events)
+        saves = Saves(session, metrics, heartbeat, events, _warn)
         events.begins(session.state.samples, session.engine.world_size)
         last, due = time.monotonic(), False
         heartbeat.enter("loader", session.state.samples)
@@ -231,7 +231,7 @@ def _run(session: Session, stop: StopFlag) -> None:
 
 
 def _end_where_agreed(
-    session: Session, stats: StepStats, saves: _Saves, coming: Coming, events: Events
+    session: Session, stats: StepStats, saves: Saves, coming: Coming, events: Events
 ) -> None:
     """Ends the run where a rank was asked to stop or cannot read on; what was learned is saved."""
     if stats.sums[1]:
@@ -242,60 +242,6 @@ def _end_where_agreed(
         if not session.state.skipped_in_row:
             saves.end()
         _require_readable(session, coming)
-
-
-class _Saves:
-    """A run's checkpoints, and the pictures that their weights make."""
-
-    def __init__(
-        self, session: Session, metrics: Metrics | None, heartbeat: Heartbeat, events: Events
-    ) -> None:
-        self._session, self._metrics = session, metrics
-        self._heartbeat, self._events = heartbeat, events
-        self._begun = 0.0  # when the last save was
-        self._complete: int | None = None  # samples of a checkpoint that is complete, not shown yet
-        self._pictures = ProgressPictures(session.config, session.objective, session.engine.device)
-
-    def begin(self) -> None:
-        """Begin a checkpoint, when the one before is complete and was looked at."""
-        self._heartbeat.enter("save", self._session.state.samples)
-        self._session.finish_checkpoint()
-        self.show()
-        self._save()
-
-    def end(self) -> None:
-        """Have a checkpoint of this moment, complete, and nothing under way."""
-        self._heartbeat.enter("save", self._session.state.samples)
-        self._save()
-        self._session.finish_save()
-        self._note()
-        if self._metrics is not None:  # on the first rank
-            remove_old_report(self._session.config.out, self._session.state.samples)
-
-    def show(self) -> None:
-        """Draw what the weights of a checkpoint make, as soon as it is safe."""
-        self._note()
-        samples, self._complete = self._complete, None
-        if samples is None or self._metrics is None:
-            return
-        remove_old_report(self._session.config.out, samples)
-        try:
-            if (picture := self._pictures.draw(samples)) is not None:
-                self._metrics.show(picture, samples)
-        except Exception as error:  # no memory, no room, a file in the way: the run is worth more
-            _warn(f"no picture of {samples} samples: {one_line(error)}")
-
-    def _save(self) -> None:
-        if self._session.saved_at != self._session.state.samples:
-            self._begun = time.monotonic()
-        self._session.save()
-
-    def _note(self) -> None:
-        """Remember what became complete, and tell how long it took."""
-        samples = self._session.take_complete()
-        if samples is not None:
-            self._complete = samples
-            self._events.saved(samples, time.monotonic() - self._begun)
 
 
 def _require_readable(session: Session, coming: Coming) -> None:
