@@ -171,9 +171,16 @@ class Cluster:
     def _start_all(self, record: Record) -> None:
         for make in (daemons.munged, daemons.mariadbd, daemons.slurmdbd, daemons.slurmctld):
             record = self._start(record, make(self.layout))
+        self._enrol(daemons.this_machine().user)
         for name in record.shape.names:
             record = self._start(record, daemons.slurmd(self.layout, name, record.ports[name]))
         _wait_until(lambda: daemons.ask(self.layout, "sacct") is not None, "sacct has no answer")
+
+    def _enrol(self, user: str) -> None:
+        """Limits need users with an account: without one Slurm takes no jobs. It knows root."""
+        known = ("--noheader", "--parsable2", "show", "associations", f"users={user}")
+        if not self.run("sacctmgr", *known).strip():
+            self.run("sacctmgr", "--immediate", "add", "user", user, "account=root")
 
     def _start(self, record: Record, daemon: Daemon) -> Record:
         """Starts a daemon and waits until it serves."""

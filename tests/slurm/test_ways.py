@@ -1,11 +1,12 @@
 """Other ways to the same: sweeps, plain batch scripts, Ray over nodes; and what is in their way."""
 
 import filecmp
+import getpass
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,47 @@ def test_a_dry_run_asks_slurm_what_it_would_refuse(
     assert "stages.clip: Slurm refuses it: invalid partition" in told
     assert "srun" in unclip("launch", path, "--dry-run", cluster=cluster)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def quota(cluster: Cluster) -> Iterator[Callable[[str], None]]:
+    """Sets a limit of this user's, NAME=VALUE; those that were set are lifted at the end."""
+    user = ("sacctmgr", "--immediate", "modify", "user", getpass.getuser(), "set")
+    names: list[str] = []
+
+    def limit(text: str) -> None:
+        names.append(text.rpartition("=")[0])
+        cluster.run(*user, text)
+
+    yield limit
+    for name in names:
+        cluster.run(*user, f"{name}=-1")
+
+
+def test_a_quota_that_refuses_is_told_before_anything_is_submitted(
+    cluster: Cluster, dataset: Path, tmp_path: Path, quota: Callable[[str], None]
+) -> None:
+    path = pipeline(tmp_path, data=str(dataset))
+    quota("MaxSubmitJobs=0")
+    for more in ((), ("--dry-run",)):
+        told = unclip("launch", path, *more, cluster=cluster, code=2)
+        assert "stages.clip: Slurm refuses it: AssocMaxSubmitJobLimit Job violates" in told
+    assert not (tmp_path / "run/launch/jobs").exists()
+
+
+def test_a_quota_that_makes_wait_is_in_the_status(
+    cluster: Cluster, dataset: Path, tmp_path: Path, quota: Callable[[str], None]
+) -> None:
+    quota("MaxTRES=cpu=1")
+    path = pipeline(tmp_path, data=str(dataset))
+    job = jobs(path, cluster)["clip"]
+
+    def reason() -> str:
+        shown = json.loads(unclip("launch", path, "--status", "--json", cluster=cluster))
+        return str(shown["stages"][0]["reason"])
+
+    wait(lambda: reason() == "AssocMaxCpuPerJobLimit", "Slurm's reason", 30)
+    cluster.run("scancel", job)
 
 
 def test_a_folder_that_the_nodes_do_not_have(
