@@ -235,7 +235,7 @@ def _assumed_clip(config: AnyTrainConfig) -> ClipConfig:
     return ClipConfig(config.model.embedding_dim, vision, text)
 
 
-def _opposed_captions(opposites: Mapping[str, str]) -> OpposedCaptions | None:
+def _opposed_captions(opposites: Mapping[str, tuple[str, ...]]) -> OpposedCaptions | None:
     if not opposites:
         return None
     from open_clip.tokenizer import SimpleTokenizer  # slow to import

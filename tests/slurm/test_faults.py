@@ -56,6 +56,10 @@ def ends_as(calm: bytes, path: Path, job: str, cluster: Cluster) -> RunFiles:
     return RunFiles(path.parent / "run/clip")
 
 
+def named(run: RunFiles, event: str) -> int:
+    return sum(each["event"] == event for each in run.events())
+
+
 def requeues(run: RunFiles) -> list[int]:
     return [each["code"] for each in run.events() if each["event"] == "requeued"]
 
@@ -78,26 +82,21 @@ def test_a_partition_that_preempts(
     assert f"{cost.lost:.0f} s" in shown
 
 
-def test_a_rank_that_is_killed(
+def test_ranks_that_are_killed(
     cluster: Cluster, calm: bytes, begun: Callable[..., tuple[Path, str]]
 ) -> None:
-    """One process of two gone: the other is ended, and both go on from the last checkpoint."""
+    """One of two, whereupon the other is ended; then both. They go on from the last checkpoint."""
     path, job = begun()
     run = RunFiles(path.parent / "run/clip")
     wait(lambda: run.samples() > 0, "a checkpoint", 60)
     os.kill(trainer_on(cluster, "n2"), signal.SIGKILL)
-    run = ends_as(calm, path, job, cluster)
+    wait(lambda: named(run, "first step") == 2, "another session's first step", 120)
     assert len(requeues(run)) == 1
+    cluster.run("scancel", "--signal=KILL", f"{job}.0")
+    ends_as(calm, path, job, cluster)
+    assert len(requeues(run)) == 2
     assert run.preemptions() == []
     assert "broke down with " in log_of(path, "clip", cluster)
-
-
-def test_every_process_killed_by_scancel(
-    cluster: Cluster, calm: bytes, begun: Callable[..., tuple[Path, str]]
-) -> None:
-    path, job = begun()
-    cluster.run("scancel", "--signal=KILL", f"{job}.0")
-    assert len(requeues(ends_as(calm, path, job, cluster))) == 1
 
 
 def test_a_controller_that_is_restarted(

@@ -32,13 +32,14 @@ class GlobalFeatures:
 class ClipObjectiveConfig:
     """The logit scale is clipped, as in CLIP's paper (Radford et al. 2021, section 2.5).
 
-    `opposites`: words and what they are exchanged for in a hard negative of each caption that has
-    one, for instance {left: right, right: left}; none in the paper. A picture's cosine with its own
-    caption shall exceed that with the hard negative by `opposites_margin`.
+    `opposites`: phrases and what one is exchanged for, one of a list, in a hard negative of each
+    caption that has it, for instance {left of: [right of, above, below]}; none in the paper. A
+    picture's cosine with its own caption shall exceed that with the hard negative by
+    `opposites_margin`.
     """
 
     largest_logit_scale: float = 100.0
-    opposites: Mapping[str, str] = field(default_factory=dict)
+    opposites: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     opposites_weight: float = 30.0
     opposites_margin: float = 0.1
 
@@ -97,7 +98,7 @@ class ClipObjective:
         tokens = _tokens(batch)
         rows = tokens.new_empty(0)
         if self.opposed is not None:
-            rows, opposed = self.opposed(tokens)
+            rows, opposed = self.opposed(tokens, random)
             tokens = torch.cat([tokens, opposed])
         found = _features(model, batch, tokens)
         own = found._replace(text=found.text[: len(batch)])

@@ -1,41 +1,63 @@
-"""Hard negative captions: the same caption with a word turned into its opposite.
+"""Hard negative captions: the same caption with a phrase exchanged for one that contradicts it.
 
 Among the captions of one batch hardly two differ in the relation alone, so a contrastive loss can
 fall to nothing while CLIP stays blind to it ("bags of words", Yuksekgonul et al. 2023, who exchange
-words of the caption; here a config lists the words that mean the opposite).
+words of the caption; here a config lists the phrases that contradict each other).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.models.clip import ClipFeatures
+from trainer.rng import SampleRandom
+
+_PAD = 0  # what CLIP's tokenizer fills a row with
 
 
 class OpposedCaptions:
-    """Tokens of captions → those of the captions with every listed word replaced."""
+    """Tokens of captions → those of the captions with a listed phrase exchanged."""
 
-    def __init__(self, opposites: Mapping[str, str], encode: Callable[[str], list[int]]) -> None:
-        """`opposites`: word → its opposite, in one direction; `encode`: a word's token ids.
+    def __init__(
+        self, opposites: Mapping[str, Sequence[str]], encode: Callable[[str], list[int]]
+    ) -> None:
+        """`opposites`: phrase → those that contradict it; `encode`: a phrase's token ids.
 
         Raises:
-            ValueError: a word is not one token.
+            ValueError: a phrase is empty, or none contradicts it.
         """
-        self._opposites = {
-            _one_token(word, encode): _one_token(other, encode) for word, other in opposites.items()
-        }
+        for phrase, others in opposites.items():
+            if not others or not all(map(encode, (phrase, *others))):
+                raise ValueError(f"got {phrase!r}: {list(others)}, expected phrases for a phrase")
+        pairs = [
+            (torch.tensor(encode(phrase)), [torch.tensor(encode(other)) for other in others])
+            for phrase, others in opposites.items()
+        ]
+        # "to the left of" before "left of", which it contains.
+        self._opposites = sorted(pairs, key=lambda pair: len(pair[0]), reverse=True)
 
-    def __call__(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens int64 [B, L] → the rows int64 [K] that have an opposite, its tokens [K, L]."""
-        opposed = tokens.clone()
-        for token, other in self._opposites.items():
-            opposed.masked_fill_(tokens == token, other)
+    def __call__(self, tokens: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor]:
+        """tokens int64 [B, L] → the rows int64 [K] that have an opposite, its tokens [K, L].
+
+        Of a caption's phrases the longest counts, at its first place; of those that contradict it
+        each sample draws one. A row that has no room for a longer phrase has no opposite.
+        """
         if tokens.is_meta:  # shapes alone: as if every caption had one
-            return torch.arange(len(tokens), device=tokens.device), opposed
+            return torch.arange(len(tokens), device=tokens.device), tokens
+        opposed, draw = tokens, random.uniform("opposites")  # [B]
+        undecided = torch.ones_like(draw, dtype=torch.bool)  # [B]
+        for phrase, others in self._opposites:
+            found, start = _find(tokens, phrase.to(tokens.device))
+            choice = (draw * len(others)).long()  # [B]
+            for index, other in enumerate(others):
+                exchanged, fits = _exchange(tokens, start, len(phrase), other.to(tokens.device))
+                here = undecided & found & (choice == index) & fits
+                opposed = torch.where(here[:, None], exchanged, opposed)
+            undecided &= ~found
         rows = (opposed != tokens).any(dim=1).nonzero()[:, 0]
         return rows, opposed[rows]
 
@@ -52,8 +74,23 @@ def opposed_loss(own: ClipFeatures, rows: Tensor, opposed: Tensor, margin: float
     return F.relu(margin - difference)
 
 
-def _one_token(word: str, encode: Callable[[str], list[int]]) -> int:
-    tokens = encode(word)
-    if len(tokens) != 1:
-        raise ValueError(f"got {word!r}, expected a word that is one token to CLIP")
-    return tokens[0]
+def _find(tokens: Tensor, phrase: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows of tokens [B, L] have a phrase [N], and where it begins first. [B], [B]"""
+    if len(phrase) > tokens.shape[1]:
+        return torch.zeros_like(tokens[:, 0], dtype=torch.bool), torch.zeros_like(tokens[:, 0])
+    matches = (tokens.unfold(1, len(phrase), 1) == phrase).all(dim=2)  # [B, L - N + 1]
+    return matches.any(dim=1), matches.int().argmax(dim=1)
+
+
+def _exchange(tokens: Tensor, start: Tensor, length: int, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [B, L] with `length` tokens from `start` [B] on exchanged for others [M], and what
+    follows moved; and which rows have room for that, [B]."""
+    size, longer = tokens.shape[1], len(other) - length
+    place = torch.arange(size, device=tokens.device)  # [L]
+    beyond = place - start[:, None]  # [B, L], the phrase's first token is at 0
+    moved = F.pad(tokens, (0, max(-longer, 0)), value=_PAD)
+    source = torch.where(beyond < 0, place, place - longer).clamp(min=0)
+    kept = moved.gather(1, source)
+    inside = (beyond >= 0) & (beyond < len(other))
+    exchanged = torch.where(inside, other[beyond.clamp(0, len(other) - 1)], kept)
+    return exchanged, (tokens[:, size - max(longer, 0) :] == _PAD).all(dim=1)

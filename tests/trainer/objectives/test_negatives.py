@@ -1,7 +1,12 @@
 """Hard negative captions."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 from torch.nn import functional as F
 
@@ -14,7 +19,11 @@ from trainer.objectives.negatives import OpposedCaptions
 from trainer.rng import SampleRandom
 from trainer.stages import load_train_config
 
-WORDS = {"left": "right", "right": "left", "under": "above"}
+PHRASES = {
+    "left of": ["right of"],
+    "to the left of": ["above"],
+    "under": ["above"],
+}
 CONFIG = ClipConfig(
     16, VisionConfig(32, 32, 1, head_width=16), TextConfig(32, 1, 2, context_length=16)
 )
@@ -27,7 +36,7 @@ model:
   embed_dim: 16
   vision: {{image_size: 32, width: 32, layers: 1, head_width: 16}}
   text: {{width: 32, layers: 1, heads: 2, context_length: 16}}
-objective: {{opposites: {{left: widdershins}}}}
+objective: {{opposites: {opposites}}}
 optim: {{lr: 1.0e-3}}
 train: {{samples: 8, batch: 8}}
 """
@@ -38,18 +47,78 @@ def tokenizer() -> SimpleTokenizer:
     return SimpleTokenizer(context_length=16)
 
 
-def test_listed_words_are_exchanged_and_captions_without_one_have_none(tokenizer):
-    captions = ["a star left of a ring", "a lone star", "a ring under a star on the right"]
-    rows, opposed = OpposedCaptions(WORDS, tokenizer.encode)(tokenizer(captions))
+def opposed_of(
+    captions: list[str], phrases: Mapping[str, Sequence[str]], tokenizer: SimpleTokenizer
+) -> tuple[torch.Tensor, torch.Tensor]:
+    random = SampleRandom(0, torch.arange(len(captions)))
+    return OpposedCaptions(phrases, tokenizer.encode)(tokenizer(captions), random)
+
+
+def test_phrases_are_exchanged_and_captions_without_one_have_none(tokenizer):
+    captions = ["a star to the left of a ring", "a lone star", "left of it a ring under a star"]
+    rows, opposed = opposed_of(captions, PHRASES, tokenizer)
     assert rows.tolist() == [0, 2]
-    expected = ["a star right of a ring", "a ring above a star on the left"]
+    expected = ["a star above a ring", "right of it a ring under a star"]
     assert torch.equal(opposed, tokenizer(expected))
 
 
+def test_each_sample_draws_one_of_those_that_contradict_it(tokenizer):
+    captions = ["a ring left of a star"] * 300
+    phrases = {"left of": ["right of", "above", "to the far side of"]}
+    rows, opposed = opposed_of(captions, phrases, tokenizer)
+    assert len(rows) == 300
+    found = Counter(tokenizer.decode(row[row > 0].tolist()) for row in opposed)
+    expected = [f"a ring {phrase} a star " for phrase in phrases["left of"]]
+    shown = [f"<start_of_text>{text}<end_of_text>" for text in expected]
+    assert sorted(found) == sorted(shown)
+    assert min(found.values()) > 70
+    again = opposed_of(captions[:7], phrases, tokenizer)[1]
+    assert torch.equal(again, opposed[:7])  # by position, whatever the batch
+
+
+WORDS = ("ring", "star", "left", "of", "above", "to", "the")
+
+
+@given(
+    captions=st.lists(st.lists(st.sampled_from(WORDS), max_size=14), min_size=1, max_size=4),
+    phrases=st.dictionaries(
+        st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join),
+        st.lists(st.sampled_from(["below", "right of", "far off to one side of"]), min_size=1),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_tokens_are_those_of_the_exchanged_text(captions, phrases, tokenizer):
+    """Against words and lists; what would not fit into the row has no opposite."""
+    texts = [" ".join(words) for words in captions]
+    rows, opposed = opposed_of(texts, phrases, tokenizer)
+    draw = SampleRandom(0, torch.arange(len(texts))).uniform("opposites").tolist()
+    expected = {}
+    for row, words in enumerate(captions):
+        longest_first = sorted(phrases, key=lambda phrase: len(phrase.split()), reverse=True)
+        for phrase in longest_first:
+            start = place(words, phrase.split())
+            if start is None:
+                continue
+            others = phrases[phrase]
+            other = others[int(draw[row] * len(others))].split()
+            exchanged = words[:start] + other + words[start + len(phrase.split()) :]
+            if len(exchanged) <= 14:
+                expected[row] = " ".join(exchanged)
+            break
+    assert rows.tolist() == list(expected)
+    assert torch.equal(opposed, tokenizer([*expected.values(), ""])[:-1])
+
+
+def place(words: list[str], phrase: list[str]) -> int | None:
+    starts = range(len(words) - len(phrase) + 1)
+    return next((i for i in starts if words[i : i + len(phrase)] == phrase), None)
+
+
 def test_the_callers_tokens_stay_as_they_are(tokenizer):
-    tokens = tokenizer(["left"])
+    tokens = tokenizer(["left of it"])
     before = tokens.clone()
-    OpposedCaptions(WORDS, tokenizer.encode)(tokens)
+    OpposedCaptions(PHRASES, tokenizer.encode)(tokens, SampleRandom(0, torch.arange(1)))
     assert torch.equal(tokens, before)
 
 
@@ -61,8 +130,8 @@ def test_a_picture_chooses_between_its_caption_and_the_opposite(tokenizer):
     image = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     data = Batch(torch.arange(3), image, tokenizer(captions))
     random = SampleRandom(0, data.positions)
-    config = ClipObjectiveConfig(opposites=WORDS, opposites_weight=2.5, opposites_margin=0.2)
-    hard = ClipObjective(config, CONFIG, OpposedCaptions(WORDS, tokenizer.encode))
+    config = ClipObjectiveConfig(opposites=PHRASES, opposites_weight=2.5, opposites_margin=0.2)
+    hard = ClipObjective(config, CONFIG, OpposedCaptions(PHRASES, tokenizer.encode))
     with torch.no_grad():
         added = hard.loss(clip, data, random, None, 0)
         added -= ClipObjective(config, CONFIG).loss(clip, data, random, None, 0)
@@ -75,11 +144,10 @@ def test_a_picture_chooses_between_its_caption_and_the_opposite(tokenizer):
     assert added[1].item() == pytest.approx(0, abs=1e-5)  # has no opposite
 
 
-def test_a_word_of_several_tokens_is_refused_in_one_line(tmp_path):
+@pytest.mark.parametrize("opposites", ["{left: []}", "{left: [right, '']}", "{'': [right]}"])
+def test_phrases_without_a_word_are_refused_in_one_line(tmp_path, opposites):
     path = tmp_path / "clip.yaml"
-    path.write_text(CLIP.format(folder=tmp_path))
+    path.write_text(CLIP.format(folder=tmp_path, opposites=opposites))
     config = load_train_config(path)
-    with pytest.raises(
-        UserError, match=r"objective\.opposites: got 'widdershins', expected a word"
-    ):
+    with pytest.raises(UserError, match=r"objective\.opposites: got '.*expected phrases for a"):
         build_clip(config, torch.device("cpu"))

@@ -152,7 +152,9 @@ def test_dropped_captions_are_the_empty_one():
 
 
 # Of the eight captions of `clip_batch` some hold a token below 256, some do not.
-OPPOSED = OpposedCaptions({str(i): str(i + 1) for i in range(1, 256)}, lambda word: [int(word)])
+OPPOSED = OpposedCaptions(
+    {str(i): [str(i + 1), str(i + 2)] for i in range(1, 256)}, lambda word: [int(word)]
+)
 
 
 def clip_batch(count: int) -> Batch:
