@@ -32,10 +32,9 @@ class GlobalFeatures:
 class ClipObjectiveConfig:
     """The logit scale is clipped, as in CLIP's paper (Radford et al. 2021, section 2.5).
 
-    `opposites`: phrases and what one is exchanged for, one of a list, in a hard negative of each
-    caption that has it, for instance {left of: [right of, above, below]}; none in the paper. A
-    picture's cosine with its own caption shall exceed that with the hard negative by
-    `opposites_margin`.
+    `opposites`: phrases and what each is exchanged for in hard negatives of a caption that has it,
+    for instance {left of: [right of, above, below]}; none in the paper. A picture's cosine with its
+    own caption shall exceed that with each of the hard negatives by `opposites_margin`.
     """
 
     largest_logit_scale: float = 100.0
@@ -98,7 +97,7 @@ class ClipObjective:
         tokens = _tokens(batch)
         rows = tokens.new_empty(0)
         if self.opposed is not None:
-            rows, opposed = self.opposed(tokens, random)
+            rows, opposed = self.opposed(tokens)
             tokens = torch.cat([tokens, opposed])
         found = _features(model, batch, tokens)
         own = found._replace(text=found.text[: len(batch)])

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainer.models.clip import ClipFeatures
-from trainer.rng import SampleRandom
 
 _PAD = 0  # what CLIP's tokenizer fills a row with
 
@@ -40,30 +39,29 @@ class OpposedCaptions:
         # "to the left of" before "left of", which it contains.
         self._opposites = sorted(pairs, key=lambda pair: len(pair[0]), reverse=True)
 
-    def __call__(self, tokens: Tensor, random: SampleRandom) -> tuple[Tensor, Tensor]:
-        """tokens int64 [B, L] → the rows int64 [K] that have an opposite, its tokens [K, L].
+    def __call__(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens int64 [B, L] → the rows int64 [K] that have opposites, tokens of each [K, L].
 
-        Of a caption's phrases the longest counts, at its first place; of those that contradict it
-        each sample draws one. A row that has no room for a longer phrase has no opposite.
+        Of a caption's phrases the longest counts, at its first place; each that contradicts it
+        gives an opposite, if the row has room for it.
         """
         if tokens.is_meta:  # shapes alone: as if every caption had one
             return torch.arange(len(tokens), device=tokens.device), tokens
-        opposed, draw = tokens, random.uniform("opposites")  # [B]
-        undecided = torch.ones_like(draw, dtype=torch.bool)  # [B]
+        opposed, has = [], []  # [B, L] and bool [B] of each pair of phrases
+        undecided = torch.ones_like(tokens[:, 0], dtype=torch.bool)  # [B]
         for phrase, others in self._opposites:
             found, start = _find(tokens, phrase.to(tokens.device))
-            choice = (draw * len(others)).long()  # [B]
-            for index, other in enumerate(others):
+            for other in others:
                 exchanged, fits = _exchange(tokens, start, len(phrase), other.to(tokens.device))
-                here = undecided & found & (choice == index) & fits
-                opposed = torch.where(here[:, None], exchanged, opposed)
+                opposed.append(exchanged)
+                has.append(undecided & found & fits)
             undecided &= ~found
-        rows = (opposed != tokens).any(dim=1).nonzero()[:, 0]
-        return rows, opposed[rows]
+        rows, pair = torch.stack(has, dim=1).nonzero().unbind(dim=1)
+        return rows, torch.stack(opposed, dim=1)[rows, pair]
 
 
 def opposed_loss(own: ClipFeatures, rows: Tensor, opposed: Tensor, margin: float) -> Tensor:
-    """By how much pictures `rows` [K] fall short of preferring their own caption to its opposite.
+    """By how much pictures `rows` [K] fall short of preferring their own captions to opposites.
 
     `opposed` [K, D]; the hinge of the cosines' difference at `margin`, as in VSE++ (Faghri et al.
     2018). [K]. As one candidate more in the contrastive softmax an opposite is drowned: neither

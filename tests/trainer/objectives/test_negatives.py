@@ -1,6 +1,5 @@
 """Hard negative captions."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -50,8 +49,7 @@ def tokenizer() -> SimpleTokenizer:
 def opposed_of(
     captions: list[str], phrases: Mapping[str, Sequence[str]], tokenizer: SimpleTokenizer
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    random = SampleRandom(0, torch.arange(len(captions)))
-    return OpposedCaptions(phrases, tokenizer.encode)(tokenizer(captions), random)
+    return OpposedCaptions(phrases, tokenizer.encode)(tokenizer(captions))
 
 
 def test_phrases_are_exchanged_and_captions_without_one_have_none(tokenizer):
@@ -62,18 +60,13 @@ def test_phrases_are_exchanged_and_captions_without_one_have_none(tokenizer):
     assert torch.equal(opposed, tokenizer(expected))
 
 
-def test_each_sample_draws_one_of_those_that_contradict_it(tokenizer):
-    captions = ["a ring left of a star"] * 300
+def test_each_phrase_that_contradicts_gives_one(tokenizer):
+    captions = ["a lone star", "a ring left of a star"]
     phrases = {"left of": ["right of", "above", "to the far side of"]}
     rows, opposed = opposed_of(captions, phrases, tokenizer)
-    assert len(rows) == 300
-    found = Counter(tokenizer.decode(row[row > 0].tolist()) for row in opposed)
-    expected = [f"a ring {phrase} a star " for phrase in phrases["left of"]]
-    shown = [f"<start_of_text>{text}<end_of_text>" for text in expected]
-    assert sorted(found) == sorted(shown)
-    assert min(found.values()) > 70
-    again = opposed_of(captions[:7], phrases, tokenizer)[1]
-    assert torch.equal(again, opposed[:7])  # by position, whatever the batch
+    assert rows.tolist() == [1, 1, 1]
+    expected = [f"a ring {phrase} a star" for phrase in phrases["left of"]]
+    assert torch.equal(opposed, tokenizer(expected))
 
 
 WORDS = ("ring", "star", "left", "of", "above", "to", "the")
@@ -92,22 +85,21 @@ def test_tokens_are_those_of_the_exchanged_text(captions, phrases, tokenizer):
     """Against words and lists; what would not fit into the row has no opposite."""
     texts = [" ".join(words) for words in captions]
     rows, opposed = opposed_of(texts, phrases, tokenizer)
-    draw = SampleRandom(0, torch.arange(len(texts))).uniform("opposites").tolist()
-    expected = {}
+    expected = []
     for row, words in enumerate(captions):
         longest_first = sorted(phrases, key=lambda phrase: len(phrase.split()), reverse=True)
         for phrase in longest_first:
             start = place(words, phrase.split())
             if start is None:
                 continue
-            others = phrases[phrase]
-            other = others[int(draw[row] * len(others))].split()
-            exchanged = words[:start] + other + words[start + len(phrase.split()) :]
-            if len(exchanged) <= 14:
-                expected[row] = " ".join(exchanged)
+            for other in phrases[phrase]:
+                end = words[start + len(phrase.split()) :]
+                exchanged = words[:start] + other.split() + end
+                if len(exchanged) <= 14:
+                    expected.append((row, " ".join(exchanged)))
             break
-    assert rows.tolist() == list(expected)
-    assert torch.equal(opposed, tokenizer([*expected.values(), ""])[:-1])
+    assert rows.tolist() == [row for row, _ in expected]
+    assert torch.equal(opposed, tokenizer([*(text for _, text in expected), ""])[:-1])
 
 
 def place(words: list[str], phrase: list[str]) -> int | None:
@@ -118,7 +110,7 @@ def place(words: list[str], phrase: list[str]) -> int | None:
 def test_the_callers_tokens_stay_as_they_are(tokenizer):
     tokens = tokenizer(["left of it"])
     before = tokens.clone()
-    OpposedCaptions(PHRASES, tokenizer.encode)(tokens, SampleRandom(0, torch.arange(1)))
+    OpposedCaptions(PHRASES, tokenizer.encode)(tokens)
     assert torch.equal(tokens, before)
 
 
