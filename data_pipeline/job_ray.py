@@ -33,6 +33,12 @@ _GONE = 4  # looks in a row at which the head does not answer
 _ANSWER_SECONDS = 5.0
 
 
+class _NotMet(UserError):
+    """The nodes did not come together, or fell apart: of this a job is run again."""
+
+    exit_code = 1
+
+
 @dataclass(frozen=True)
 class _Step:
     """Where this process stands in its job step."""
@@ -107,7 +113,7 @@ def serve_job(address: str | None = None) -> bool:
             while missed < _GONE:
                 missed = 0 if _answers(step) else missed + 1
                 if child.poll() is not None and not missed:
-                    raise UserError(f"{socket.gethostname()}: Ray ended on this node")
+                    raise _NotMet(f"{socket.gethostname()}: Ray ended on this node")
                 time.sleep(_POLL_SECONDS)
     return True
 
@@ -152,9 +158,9 @@ def _wait_for_head(
     while not _answers(step):
         stop.raise_if_requested()
         if child is not None and child.poll() is not None:
-            raise UserError(f"{step.address}: Ray's head ended with {child.returncode}; see above")
+            raise _NotMet(f"{step.address}: Ray's head ended with {child.returncode}; see above")
         if time.monotonic() > deadline:
-            raise UserError(f"{step.address}: no Ray there after {_JOIN_SECONDS:.0f} s")
+            raise _NotMet(f"{step.address}: no Ray there after {_JOIN_SECONDS:.0f} s")
         time.sleep(_POLL_SECONDS)
 
 
@@ -163,7 +169,7 @@ def _wait_for_nodes(ray: Any, step: _Step, stop: StopFlag) -> None:
     while (there := sum(node["Alive"] for node in ray.nodes())) < step.count:
         stop.raise_if_requested()
         if time.monotonic() > deadline:
-            raise UserError(
+            raise _NotMet(
                 f"Ray: {there} of {step.count} nodes joined within {_JOIN_SECONDS:.0f} s; the logs "
                 "of the job's other processes say why"
             )

@@ -1,1 +1,1 @@
-"""Slurm: a cluster to try things on. Launching is not there yet: run `unclip train` under srun."""
+"""`unclip launch`: pipelines as jobs of Slurm or as processes; and a Slurm to try things on."""

@@ -1,9 +1,9 @@
 """The end of every batch script: whether the job has to run again, and the request for it.
 
-`python -m slurm.after CODE [RUN]`: CODE is that of the job step, RUN the run that it trained. A
-step that saved on request (75) is run again, and so is one that broke down: a lost rank, a GPU or a
-network that failed. What would end in the same way again (2, 3, 4, 130) is left, and so is what is
-being ended: a user's scancel, or Slurm's own requeue.
+`python -m slurm.after CODE [RUN | --made FOLDER]`: CODE is that of the job step, RUN the run that
+it trained, FOLDER what else it made. A step that saved on request (75) is run again, and so is one
+that broke down: a lost rank, a GPU or a network that failed. What would end in the same way again
+(2, 3, 4, 130) is left, and so is what is being ended: a user's scancel, or Slurm's own requeue.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from typing import TypeVar
 
 from base.errors import Stopped, UserError
 from slurm import queue
+from slurm.progress import Progress, of_folder, of_run
 from slurm.restarts import Restarts
 from slurm.runs import RunFiles
 
 _FINAL = (0, 2, 3, 4, 130)  # exit codes of ours
 _FRUITLESS = 3  # restarts in a row that moved nothing
+_EARLY = 0.5  # of a job's time
 _END_SECONDS = 120.0  # for the requeue to end this process
 _TRIES = 60  # of scontrol, whose controller may be restarting
 _PAUSE_SECONDS = 5.0
@@ -30,7 +32,7 @@ _PAUSE_SECONDS = 5.0
 T = TypeVar("T")
 
 
-def after(code: int, run: Path | None) -> int:
+def after(code: int, run: Path | None = None, made: Path | None = None) -> int:
     """The job's exit code, if it is to end.
 
     Raises:
@@ -39,33 +41,39 @@ def after(code: int, run: Path | None) -> int:
     job = queue.own_job(os.environ)
     if job is None or code in _FINAL or not _retried(lambda: queue.runs(job)):
         return code
-    files = None if run is None else RunFiles(run)
-    samples = None if files is None else files.samples()
+    saved = code == Stopped.exit_code
+    progress = of_run(run) if run else of_folder(made) if made else Progress(None)
     restarts = Restarts(_retried(lambda: queue.output(job)).with_suffix(".restarts"))
-    if code != Stopped.exit_code or samples is not None:
-        _require_progress(restarts.fruitless(samples), samples, code)
-    restarts.add(code, samples)
-    if files is not None:
-        files.note("requeued", samples=samples, code=code)
-    how = "saved" if code == Stopped.exit_code else f"broke down with {code}"
-    _say(f"{how}; job {job} is requeued and goes on{_where(samples)}")
+    if not (saved and _came_early(job)):
+        if not (saved and progress.count is None):
+            _require_progress(restarts.fruitless(progress.count), progress, code)
+        restarts.add(code, progress.count)
+    if run is not None:
+        RunFiles(run).note("requeued", samples=progress.count, code=code)
+    how = "saved" if saved else f"broke down with {code}"
+    _say(f"{how}; job {job} is requeued and goes on{progress}")
     _retried(lambda: queue.requeue(job))
     time.sleep(_END_SECONDS)
     return code
 
 
-def _require_progress(fruitless: int, samples: int | None, code: int) -> None:
+def _came_early(job: str) -> bool:
+    """Whether the request to save came in the first half of the job's time.
+
+    Then it was a preemption, and says nothing of whether the job has time enough.
+    """
+    share = queue.share_of_time(job)
+    return share is not None and share < _EARLY
+
+
+def _require_progress(fruitless: int, progress: Progress, code: int) -> None:
     if fruitless < _FRUITLESS:
         return
     advice = "; give it more time, or less to save (resources.time, resources.signal_delay_s)"
     raise UserError(
-        f"{fruitless} restarts{_where(samples)} without a step more, and ended with {code} again"
+        f"{fruitless} restarts{progress} without a step more, and ended with {code} again"
         + (advice if code == Stopped.exit_code else "")
     )
-
-
-def _where(samples: int | None) -> str:
-    return "" if samples is None else f" at {samples:,} samples"
 
 
 def _retried(ask: Callable[[], T]) -> T:
@@ -82,9 +90,11 @@ def _say(line: str) -> None:
 
 def main(words: list[str]) -> int:
     """The command; its exit code is the job's."""
-    code, *run = words
+    code, *what = words
+    run = Path(what[0]) if len(what) == 1 else None
+    made = Path(what[1]) if what[:1] == ["--made"] else None
     try:
-        return after(int(code), Path(run[0]) if run else None)
+        return after(int(code), run, made)
     except UserError as error:
         _say(f"error: {error}")
         return int(code)

@@ -14,6 +14,7 @@ from typing import Any
 from submitit.slurm import slurm as submitit_slurm
 
 from slurm.config import Resources
+from slurm.environment import with_code
 from slurm.job import run_job
 from slurm.lookout import needed_seconds
 from slurm.records import Records, Spec
@@ -46,12 +47,12 @@ def parameters(
         "exclude": asked.exclude,
         "dependency": f"afterok:{':'.join(after)}" if after else None,
         "setup": [*_exports(specs, asked), *(asked.setup or ())],
-        "srun_args": ["--kill-on-bad-exit=1", *_spread(asked), *(asked.srun or ())],
+        "srun_args": ["--kill-on-bad-exit=1", "--wait=0", *_spread(asked), *(asked.srun or ())],
         "teardown": [_after(specs)],
         "stderr_to_stdout": True,
         "comment": f"unclip:{specs[0].launch}",
         "map_count": len(specs) if len(specs) > 1 else None,
-        "additional_parameters": {"requeue": True, **_range(asked), **(asked.sbatch or {})},
+        "additional_parameters": {"requeue": True, **_range(asked), **_options(asked)},
     }
     return {key: value for key, value in given.items() if value is not None}
 
@@ -105,6 +106,11 @@ def _range(asked: Resources) -> dict[str, str]:
     return {} if asked.min_nodes is None else {"nodes": f"{asked.min_nodes}-{asked.nodes}"}
 
 
+def _options(asked: Resources) -> dict[str, str | int | bool]:
+    """More options of sbatch; what is false is not asked for, whatever the pipeline says."""
+    return {name: value for name, value in (asked.sbatch or {}).items() if value is not False}
+
+
 def _spread(asked: Resources) -> list[str]:
     """What srun is told of the processes: of their CPUs it does not hear from every sbatch."""
     cpus = asked.cpus_per_task if asked.min_nodes is None else asked.cpus_per_task or 1
@@ -115,9 +121,7 @@ def _spread(asked: Resources) -> list[str]:
 
 
 def _exports(specs: Sequence[Spec], asked: Resources) -> list[str]:
-    env = asked.env or {}
-    path = ":".join([specs[0].code, *([env["PYTHONPATH"]] if "PYTHONPATH" in env else [])])
-    values = {**env, "PYTHONPATH": path}
+    values = with_code(asked.env or {}, specs[0].code)
     lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
     lines.append("trap : USR2  # which may reach this script too")
     if asked.nodes != 1 and specs[0].run is None:
@@ -131,14 +135,20 @@ def _after(specs: Sequence[Spec]) -> str:
     if len(specs) > 1:
         runs = shlex.join(str(spec.run) for spec in specs)
         return f'code=$?; runs=({runs}); exec {before} "$code" "${{runs[$SLURM_ARRAY_TASK_ID]}}"'
-    run = "" if specs[0].run is None else f" {shlex.quote(str(specs[0].run))}"
-    return f'exec {before} "$?"{run}'
+    made = "" if specs[0].run else "--made "
+    return f'exec {before} "$?" {made}{shlex.quote(specs[0].makes)}'
 
 
 def _memory(gb: float) -> str:
     return f"{round(gb * 1024)}M"
 
 
-def log_path(records: Records, job: str) -> Path:
-    """Where a job's first process writes."""
-    return records.logs / f"{job}_0_log.out"
+def log_path(records: Records, job: str, process: int = 0) -> Path:
+    """Where a job's process writes; the batch script writes where the first one does."""
+    return records.logs / f"{job}_{process}_log.out"
+
+
+def log_paths(records: Records, job: str) -> list[Path]:
+    """Of all processes that have written anything, the first one's first."""
+    found = records.logs.glob(f"{job}_*_log.out")
+    return sorted(found, key=lambda path: int(path.name.rsplit("_", 2)[1]))

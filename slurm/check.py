@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from base.errors import UserError
+from base.source import SOURCES
 from slurm.config import PrepareStage
+from slurm.environment import with_code
 from slurm.graph import Node
 from slurm.pipeline import Pipeline
-from slurm.records import SOURCES
 
 
 def require_inputs(pipeline: Pipeline) -> None:
@@ -50,7 +51,7 @@ def check_configs(nodes: Iterable[Node]) -> None:
 def _ask_trainer(asked: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "trainer", "check-configs"],
-        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+        env=with_code(os.environ, str(SOURCES)),
         input=asked,
         capture_output=True,
         text=True,

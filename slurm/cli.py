@@ -53,6 +53,9 @@ def launch(
     logs: Annotated[
         str | None, typer.Option(metavar="STAGE", help="Print what a stage's latest job wrote.")
     ] = None,
+    rank: Annotated[
+        int, typer.Option(min=0, help="With --logs: which of the job's processes.")
+    ] = 0,
     cancel: Annotated[
         bool, typer.Option("--cancel", help="End all jobs of this pipeline; what is saved stays.")
     ] = False,
@@ -91,7 +94,7 @@ def launch(
     elif status:
         _show_status(found, cluster == "slurm", json)
     elif logs is not None:
-        _show_logs(found, logs)
+        _show_logs(found, logs, rank)
     elif cancel:
         _cancel(found, json)
     elif cluster == "local":
@@ -149,12 +152,14 @@ def _show_status(pipeline: Pipeline, ask_slurm: bool, json: bool) -> None:
                 live.console.print(f"{error}; asking again")
             else:
                 live.update(table(stages), refresh=True)
-                if not any(queue.JobState(stage.state).alive for stage in stages):
-                    return
+                if not any(stage.moving for stage in stages):
+                    break
             time.sleep(_EVERY)
+    if any(stage.state != "done" for stage in stages):
+        _say("nothing runs any more: `unclip launch` with the same file goes on with what is left")
 
 
-def _show_logs(pipeline: Pipeline, stage: str) -> None:
+def _show_logs(pipeline: Pipeline, stage: str, rank: int) -> None:
     if stage not in pipeline.config.stages:
         raise UserError(
             f"--logs: got {stage!r}, expected one of {', '.join(pipeline.config.stages)}"
@@ -162,7 +167,7 @@ def _show_logs(pipeline: Pipeline, stage: str) -> None:
     job = pipeline.records.jobs().get(stage)
     if job is None:
         raise UserError(f"--logs: stage {stage} has no job yet")
-    path = batch.log_path(pipeline.records, job)
+    path = batch.log_path(pipeline.records, job, rank)
     if not path.is_file():
         raise UserError(f"--logs: job {job} of stage {stage} has written nothing yet ({path})")
     with path.open(encoding="utf-8", errors="replace") as file:

@@ -14,6 +14,12 @@ Text = Annotated[str, Field(min_length=1)]
 
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Of sbatch's options those that follow from fields of Resources, or that a job's end depends on.
+_OURS = (
+    *("partition", "account", "qos", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task"),
+    *("mem", "time", "signal", "constraint", "exclude", "requeue", "dependency", "array", "output"),
+    *("error", "open-mode", "job-name", "comment", "wckey"),
+)
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,2}):(\d{2}):(\d{2})|(\d+)")
 
 
@@ -54,6 +60,16 @@ class Resources(Config):
         for name in value or {}:
             if not _VARIABLE.fullmatch(name):
                 raise ValueError(f"got {name!r}, expected a variable's name")
+        return value
+
+    @field_validator("sbatch")
+    @classmethod
+    def _are_others(
+        cls, value: dict[str, str | int | bool] | None
+    ) -> dict[str, str | int | bool] | None:
+        for name in value or {}:
+            if name.replace("_", "-") in _OURS:
+                raise ValueError(f"got {name!r}, which the launcher gives itself")
         return value
 
     @property
@@ -133,10 +149,24 @@ Stage = Annotated[
 ]
 
 
+class PlanConfig(Config):
+    """What a dry run's costs are of, as `unclip plan` takes it."""
+
+    memory: Text = "80GB"  # of each GPU
+    peak: Annotated[float, Field(gt=0)] | None = None  # TFLOP/s; None: an H100's
+    mfu: Annotated[float, Field(gt=0, le=1)] = 0.4
+
+    def words(self) -> list[str]:
+        """Of the command."""
+        peak = [] if self.peak is None else ["--peak", str(self.peak)]
+        return ["--memory", self.memory, *peak, "--mfu", str(self.mfu)]
+
+
 class PipelineConfig(Config):
     """One file. `stages.NAME` in a value is what that stage makes."""
 
     out: Text  # everything: DATASETs, RUNs, reports, and the launcher's records
+    plan: PlanConfig = PlanConfig()
     resources: Resources = Resources()
     stages: Annotated[dict[str, Stage], Field(min_length=1)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,15 +16,15 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from base.errors import UserError
+from base.source import SOURCES
 from slurm import batch
 from slurm.check import check_configs
-from slurm.config import Resources
+from slurm.config import PlanConfig, Resources
+from slurm.environment import with_code
 from slurm.graph import Node
 from slurm.launch import require_acceptable
 from slurm.pipeline import Pipeline
-from slurm.survey import survey
-
-_MEMORY = "80GB"
+from slurm.survey import Survey, survey
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def dry_run(pipeline: Pipeline) -> Iterator[Line]:
             done=node.name in found.done,
             job=found.alive.get(node.name),
             asked=asked,
-            cost=_cost(node, asked) if node.kind == "train" else None,
+            cost=_cost(node, asked, pipeline.config.plan) if _counts(node, found) else None,
             script=scripts.get(node.name),
         )
 
@@ -127,7 +128,11 @@ def _remark(line: Line) -> str:
     return "" if line.cost is None or line.cost.fits else "does not fit"
 
 
-def _cost(node: Node, asked: Resources) -> Cost | None:
+def _counts(node: Node, found: Survey) -> bool:
+    return node.kind == "train" and node.name not in found.done
+
+
+def _cost(node: Node, asked: Resources, plan: PlanConfig) -> Cost | None:
     """None: it asks for no GPU, of which the plan tells."""
     gpus = (asked.nodes or 1) * (asked.gpus_per_node or 0)
     if not gpus:
@@ -138,7 +143,8 @@ def _cost(node: Node, asked: Resources) -> Cost | None:
         words = [word.replace("{frozen}", folder) for word in node.command]
         words[words.index("train")] = "plan"
         done = subprocess.run(
-            [sys.executable, *words, "--gpus", str(gpus), "--memory", _MEMORY, "--json"],
+            [sys.executable, *words, "--gpus", str(gpus), *plan.words(), "--json"],
+            env=with_code(os.environ, str(SOURCES)),
             capture_output=True,
             text=True,
         )

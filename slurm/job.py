@@ -13,6 +13,7 @@ from pathlib import Path
 
 from base.errors import UserError
 from slurm.command import Command
+from slurm.environment import with_code
 from slurm.process import run_command
 from slurm.records import Records, Spec, read_spec
 
@@ -37,7 +38,7 @@ class Job:
 
     def __init__(self, spec: Spec, environment: Mapping[str, str]) -> None:
         self._spec = spec
-        self._environment = {**environment, "PYTHONPATH": spec.code}
+        self._environment = with_code(environment, spec.code)
         self._records = Records(Path(spec.launch))
 
     def run(self) -> int:

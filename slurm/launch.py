@@ -15,6 +15,7 @@ from base.lease import Lease, owner
 from slurm import batch, queue
 from slurm.check import check_configs, require_inputs
 from slurm.config import Resources
+from slurm.environment import require_safe_path, with_code
 from slurm.graph import Node
 from slurm.pipeline import Pipeline
 from slurm.records import Records, Spec
@@ -30,6 +31,7 @@ def run_here(pipeline: Pipeline, say: Say) -> None:
         SystemExit: a stage did not end well, with its exit code; 75: run the same again.
         UserError: another launch runs here; a stage was made by something else.
     """
+    require_safe_path()
     require_inputs(pipeline)
     records = pipeline.records
     with Lease(records.folder):
@@ -50,7 +52,7 @@ def run_here(pipeline: Pipeline, say: Say) -> None:
 def _run_alone(path: Path, spec: Spec, asked: Resources) -> int:
     """A stage's job in a process of its own, which saves and ends when this one is asked to."""
     program = "import sys; from slurm.job import run_job; run_job(sys.argv[1])"
-    environment = {**os.environ, **(asked.env or {}), "PYTHONPATH": spec.code}
+    environment = with_code({**os.environ, **(asked.env or {})}, spec.code)
     child = subprocess.Popen([sys.executable, "-c", program, str(path)], env=environment)
     while True:
         try:
@@ -66,6 +68,7 @@ def submit(pipeline: Pipeline, say: Say) -> dict[str, str]:
         UserError: there is no Slurm, or it refuses a job; what was submitted before is cancelled.
     """
     queue.require_slurm()
+    require_safe_path()
     require_inputs(pipeline)
     records, new = pipeline.records, list[str]()
     with Lease(records.folder):
@@ -87,7 +90,7 @@ def submit(pipeline: Pipeline, say: Say) -> dict[str, str]:
             new += (numbers := _submitted(records, wanted, given, new))
             for spec, job in zip(wanted, numbers, strict=True):
                 jobs[spec.name] = job
-                records.set_job(spec.name, job)
+                records.set_job(spec, job)
                 waits = f", after {', '.join(after)}" if after else ""
                 say(f"{spec.name}: job {job}{waits}")
     return jobs

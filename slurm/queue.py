@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,8 +16,13 @@ from base.errors import UserError
 
 _SECONDS = 60
 _FIELD = re.compile(r"(\S+?)=(.*?)(?=\s+\S+?=|\s*$)")  # a value may be a path with spaces
-_WAITING = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED")
-_ALIVE = (*_WAITING, "REQUEUE_HOLD", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED")
+_LIMIT = re.compile(r"(?:(\d+)-)?(\d+):(\d+):(\d+)")
+_ALIVE = (
+    *("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD"),
+    *("RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"),
+)
+# What sbatch says where there is no controller to ask.
+_SILENT = ("Unable to contact", "Connection refused", "timed out", "configuration source")
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class JobState:
     state: str
     nodes: str = ""
     reason: str = ""  # why it waits
-    restarts: int = 0
+    restarts: int | None = None
 
     @property
     def alive(self) -> bool:
@@ -91,7 +97,7 @@ def refusal(script: str) -> str | None:
     except subprocess.TimeoutExpired:
         return None
     told = done.stderr.replace("sbatch: error: ", "").replace("allocation failure: ", "")
-    asked = "allocation failure" in done.stderr or "Invalid" in done.stderr
+    asked = not any(text in told for text in _SILENT)
     return " ".join(told.split()) if done.returncode and asked else None
 
 
@@ -115,6 +121,20 @@ def start_time(job: str) -> float | None:
 def end_time(job: str) -> float | None:
     """When a job's time is over; None where there is no limit, or Slurm does not say."""
     return _time_of(job, "EndTime")
+
+
+def share_of_time(job: str) -> float | None:
+    """How much of a job's time it has had, 0 to 1; None where Slurm does not say."""
+    with suppress(UserError):
+        shown = _shown(job)
+        started, limit = shown.get("StartTime", ""), shown.get("TimeLimit", "")
+        if limit == "UNLIMITED":
+            return 0.0
+        if started.isdigit() and (found := _LIMIT.fullmatch(limit)):
+            days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+            whole = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+            return (time.time() - float(started)) / whole if whole else None
+    return None
 
 
 def runs(job: str) -> bool:
@@ -189,8 +209,14 @@ def _sacct(jobs: list[str]) -> dict[str, JobState]:
     found = {}
     for line in text.splitlines():
         job, state, nodes = line.split("|")
-        found[job] = JobState(state.split()[0], "" if nodes == "None assigned" else nodes)
+        found[job] = JobState(_over(state), "" if nodes == "None assigned" else nodes)
     return found
+
+
+def _over(state: str) -> str:
+    """The end of a job that the controller has forgotten; accounts may not have heard of it."""
+    word = state.split()[0]
+    return "UNKNOWN" if word in _ALIVE else word
 
 
 def _ask(*command: str, **environment: str) -> str:

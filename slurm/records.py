@@ -1,12 +1,14 @@
 """The launcher's records: what is frozen for which launch, what is done, which jobs there are.
 
 Below `OUT/launch`: `frozen/HASH/` is the code, the configs and `stages/NAME.json` of one launch;
-`done/NAME.json` tells that a stage's artefact is whole; `jobs.json` has each stage's latest job.
+`done/NAME.json` tells that a stage's artefact is whole, and which of those that it needs it was
+made from; `jobs.json` has each stage's latest job.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -17,10 +19,10 @@ from typing import Any
 from base.config import fingerprint
 from base.errors import UserError
 from base.files import read_json, sha256_file, write_json
+from base.source import COMMIT, SOURCES, commit
 from slurm.graph import Node
 
 _PACKAGES = ("unclip", "slurm", "trainer", "data_pipeline", "base")
-SOURCES = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,16 @@ class Records:
                 _put(draft / "stages" / f"{name}.json", json.dumps(asdict(spec), indent=1))
             for name in sources:
                 _put(draft / "code" / name, (SOURCES / name).read_bytes())
+            if (known := commit()) is not None:
+                _put(draft / "code" / COMMIT, known)
             draft.chmod(0o755)
             draft.rename(target)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
     def is_done(self, stage: Node | Spec) -> bool:
-        """Whether the stage's artefact was found whole, and is still there.
+        """Whether the stage's artefact was found whole, is still there, and was made from those of
+        its needs as they are now.
 
         Raises:
             UserError: it was made by another command or config.
@@ -115,32 +120,53 @@ class Records:
         path = self._done(stage.name)
         if not path.is_file() or not Path(stage.makes).exists():
             return False
-        made_by = read_json(path)["fingerprint"]
-        if made_by != stage.fingerprint:
+        made = read_json(path)
+        if made["fingerprint"] != stage.fingerprint:
             raise UserError(
                 f"{stage.makes}: made by stage {stage.name} with another command or config; choose "
                 f"another `out`, or remove it and {path} to have it made again"
             )
-        return True
+        return bool(made["of"] == self._tokens(stage.needs))
 
     def set_done(self, spec: Spec, **facts: Any) -> None:
         """Record that the stage's artefact is whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._done(spec.name).parent.mkdir(exist_ok=True)
-        write_json(self._done(spec.name), {"fingerprint": spec.fingerprint, **facts})
+        made = {"fingerprint": spec.fingerprint, "token": secrets.token_hex(8)}
+        write_json(self._done(spec.name), {**made, "of": self._tokens(spec.needs), **facts})
 
     def missing(self, spec: Spec) -> list[str]:
-        """Those of a stage's needs that are not recorded as done."""
-        return [need for need in spec.needs if not self._done(need).is_file()]
+        """Those of a stage's needs that are not recorded as done, as its launch has them."""
+        stages = self.spec_path(spec).parent
+        needed = (read_spec(stages / f"{need}.json") for need in spec.needs)
+        return [each.name for each in needed if self._made(each.name) != each.fingerprint]
 
     def jobs(self) -> dict[str, str]:
         """The latest job of each stage."""
+        return {name: each["job"] for name, each in self._jobs().items()}
+
+    def queued_with(self, name: str) -> str | None:
+        """The fingerprint with which a stage's latest job was submitted."""
+        return self._jobs().get(name, {}).get("fingerprint")
+
+    def set_job(self, spec: Spec, job: str) -> None:
+        """Record a stage's job."""
+        entry = {"job": job, "fingerprint": spec.fingerprint}
+        write_json(self.folder / "jobs.json", {**self._jobs(), spec.name: entry})
+
+    def _jobs(self) -> dict[str, dict[str, str]]:
         path = self.folder / "jobs.json"
         return dict(read_json(path)) if path.is_file() else {}
 
-    def set_job(self, name: str, job: str) -> None:
-        """Record a stage's job."""
-        write_json(self.folder / "jobs.json", {**self.jobs(), name: job})
+    def _made(self, name: str) -> str | None:
+        """The fingerprint of what is recorded as done."""
+        path = self._done(name)
+        return str(read_json(path)["fingerprint"]) if path.is_file() else None
+
+    def _tokens(self, names: Iterable[str]) -> dict[str, str]:
+        """Of each stage that is done the mark of its making, which another making changes."""
+        paths = {name: self._done(name) for name in names}
+        return {name: read_json(path)["token"] for name, path in paths.items() if path.is_file()}
 
     def _done(self, name: str) -> Path:
         return self.folder / "done" / f"{name}.json"

@@ -11,24 +11,23 @@ from base.errors import Stopped
 
 @dataclass(frozen=True)
 class Restarts:
-    """The requeues that one job has asked for, a line each: exit code, and samples of its RUN."""
+    """The requeues that one job has asked for, a line each: exit code, and how far it was."""
 
     path: Path
 
-    def add(self, code: int, samples: int | None) -> None:
+    def add(self, code: int, progress: int | None) -> None:
         """Note one; where that cannot be written none is counted."""
         with suppress(OSError), self.path.open("a") as file:
-            file.write(f"{code} {samples}\n")
+            file.write(f"{code} {progress}\n")
 
-    def fruitless(self, samples: int | None) -> int:
+    def fruitless(self, progress: int | None) -> int:
         """The last ones that began where the job is still.
 
-        What has no samples, a DATASET, goes on from whatever is finished: there only breakdowns
-        count.
+        Where nothing tells how far it is only breakdowns count.
         """
         count = 0
         for code, at in reversed(self._read()):
-            if at != str(samples) or (samples is None and code == str(Stopped.exit_code)):
+            if at != str(progress) or (progress is None and code == str(Stopped.exit_code)):
                 break
             count += 1
         return count

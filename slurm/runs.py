@@ -105,15 +105,19 @@ class RunFiles:
         return found
 
 
-def _backwards(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines at the end of a file that is being written, the last one first."""
+def last_lines(path: Path) -> list[str]:
+    """Those at the end of a file that is being written; none where it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - _TAIL, 0))
-            tail = file.read()
+            return file.read().decode(errors="replace").splitlines()
     except OSError:
-        return
-    for line in reversed(tail.splitlines()):
+        return []
+
+
+def _backwards(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of JSON at a file's end, the last one first."""
+    for line in reversed(last_lines(path)):
         with suppress(ValueError):
             found = json.loads(line)
             if isinstance(found, dict):

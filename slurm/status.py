@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,11 @@ from base.errors import UserError
 from slurm import batch, queue
 from slurm.graph import Node
 from slurm.pipeline import Pipeline
-from slurm.runs import RunFiles
+from slurm.records import Records
+from slurm.runs import RunFiles, last_lines
+
+_ERRORS = ("error: ", "slurmstepd: error: ", "srun: error: ")
+_RESTARTS = re.compile(r"error: \d+ restarts")  # slurm.after's word
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,12 @@ class StageStatus:
     seconds_left: float | None = None
     checkpoint: int | None = None  # samples of the latest
     seconds_lost: float | None = None  # to preemptions, from signal to first step, unqueued
+
+    @property
+    def moving(self) -> bool:
+        """Whether its job runs or may still."""
+        job = queue.JobState(self.state, reason=self.reason or "")
+        return job.alive and not job.hopeless
 
 
 def status(pipeline: Pipeline, ask_slurm: bool = True) -> list[StageStatus]:
@@ -55,20 +66,27 @@ def status(pipeline: Pipeline, ask_slurm: bool = True) -> list[StageStatus]:
             done = "done with another config"
         stage = _stage(node, done, job, state)
         if done is None and job is not None and (state is None or state.failed):
-            stage = replace(stage, reason=_why(batch.log_path(records, job), state))
+            stage = replace(stage, reason=_why(records, job, state))
         found.append(stage)
     return found
 
 
-def _why(log: Path, state: queue.JobState | None) -> str | None:
-    """Why a job failed: the last error that its log tells."""
-    try:
-        lines = log.read_text(errors="replace").splitlines()
-    except OSError:
+def _why(records: Records, job: str, state: queue.JobState | None) -> str | None:
+    """Why a job failed: the last error that its processes' logs tell, the first one's before all.
+
+    What is told last, that restarts move nothing, is told with the error that they ended with.
+    """
+    paths = batch.log_paths(records, job)
+    if not paths:
         nodes = "the nodes" if state is None or not state.nodes else state.nodes
-        return f"it wrote no log; is {log.parent} in a folder that {nodes} have as well?"
-    errors = [line for line in lines if line.startswith(("error: ", "slurmstepd: error: "))]
-    return errors[-1] if errors else None if state is None else state.reason or None
+        return f"it wrote no log; is {records.logs} in a folder that {nodes} have as well?"
+    for path in paths:
+        own = [line for line in last_lines(path) if line.startswith(_ERRORS)]
+        causes = [line for line in own if not _RESTARTS.match(line)]
+        if own:
+            also = f" ({own[-1].removeprefix('error: ')})" if _RESTARTS.match(own[-1]) else ""
+            return f"{causes[-1]}{also}" if causes else own[-1]
+    return None if state is None else state.reason or None
 
 
 def _stage(

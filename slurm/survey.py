@@ -39,7 +39,7 @@ def survey(pipeline: Pipeline, specs: Mapping[str, Spec]) -> Survey:
 
     Raises:
         UserError: Slurm does not answer, a job is still ending, or a stage was made by something
-            else.
+            else, or is queued to be.
     """
     found, jobs = Survey(), pipeline.records.jobs()
     states = _settled([jobs[node.name] for node in pipeline.nodes if node.name in jobs])
@@ -56,10 +56,19 @@ def survey(pipeline: Pipeline, specs: Mapping[str, Spec]) -> Survey:
                 left.append(node)
                 found.stranded.append(job)
             else:
+                _require_same(pipeline, specs[node.name], job)
                 found.alive[node.name] = job
         if left:
             found.left.append(left)
     return found
+
+
+def _require_same(pipeline: Pipeline, spec: Spec, job: str) -> None:
+    if pipeline.records.queued_with(spec.name) != spec.fingerprint:
+        raise UserError(
+            f"stages.{spec.name}: job {job} was submitted with another command or config; "
+            "end it with --cancel, or set that back"
+        )
 
 
 def _settled(jobs: list[str]) -> dict[str, queue.JobState]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from base.config import dump_config, fingerprint, parse_config
 from base.errors import UserError
 from base.files import read_json, sha256_file, write_atomic, write_json
 from base.places import Place, folder_place
+from base.source import commit
 from data_pipeline.schema.dataset import ClipInfo, DatasetInfo, clip_from_json, clip_path
 from data_pipeline.schema.selection import read_selection
 from trainer.batch import Needs
@@ -221,7 +220,7 @@ def write_record(config: AnyTrainConfig, device: torch.device, processes: int = 
         config.out / ENVIRONMENT,
         {
             "command": sys.argv,
-            "commit": _commit(),
+            "commit": commit(),
             "python": platform.python_version(),
             "packages": {name: _version(name) for name in _PACKAGES},
             "host": socket.gethostname(),
@@ -232,19 +231,6 @@ def write_record(config: AnyTrainConfig, device: torch.device, processes: int = 
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
         },
     )
-
-
-def _commit() -> str | None:
-    """The source's commit, when it is a checkout and git is there."""
-    source = Path(__file__).resolve().parents[1]
-    if not (source / ".git").exists():
-        return None
-    try:
-        asked = ["git", "-C", str(source), "rev-parse", "HEAD"]
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _version(package: str) -> str | None:

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SCONTROL = """\
 #!/bin/sh
 case "$*" in
-*show*) {shows}; echo "JobId=17 JobState={state} StdOut={log} Power= NtasksPerTRES:0" ;;
+*show*) {shows}
+  echo "JobId=17 JobState={state} {times} StdOut={log} Power= NtasksPerTRES:0" ;;
 *) echo "$@" >> "{asked}"; {then} ;;
 esac
 """
@@ -29,6 +30,7 @@ def after(
     state: str = "RUNNING",
     then: str = "kill $PPID",
     shows: str = ":",
+    times: str = "",
     job: Mapping[str, str] = MappingProxyType({"SLURM_JOB_ID": "17"}),
 ) -> str:
     """What scontrol was asked for; the command's end is that of the job where it was."""
@@ -37,6 +39,7 @@ def after(
     asked.unlink(missing_ok=True)
     log = folder / f"{job['SLURM_JOB_ID']}_0_log.out"
     texts = {"state": state, "asked": asked, "then": then, "shows": shows, "log": log}
+    texts["times"] = times
     program.write_text(SCONTROL.format(**texts))
     program.chmod(0o755)
     where = f"{program.parent}:{os.environ['PATH']}"
@@ -105,6 +108,35 @@ def test_a_dataset_may_be_stopped_for_ever_but_not_break_down_so(tmp_path: Path)
     assert after(tmp_path, 1) == told
     told = "requeue 17\nsaved; job 17 is requeued and goes on\n"
     assert after(tmp_path, 75) == told
+
+
+def test_what_a_dataset_has_finished_is_its_progress(tmp_path: Path) -> None:
+    made = tmp_path / "dataset"
+    (made / "commits").mkdir(parents=True)
+    for _ in range(3):
+        told = "requeue 17\nsaved; job 17 is requeued and goes on at 0 finished files\n"
+        assert after(tmp_path, 75, "--made", made) == told
+    told = after(tmp_path, 75, "--made", made)
+    assert told.startswith("error: 3 restarts at 0 finished files without a step more, and ended")
+    (made / "commits/00000.json").write_text("{}")
+    assert "requeue 17" in after(tmp_path, 75, "--made", made)
+    assert sorted(path.name for path in made.iterdir()) == ["commits"]  # nothing of ours
+
+
+@pytest.mark.parametrize(
+    ("ran", "limit", "ends"),
+    [(100, "1-00:00:00", False), (100, "UNLIMITED", False), (100, "00:02:00", True)],
+)
+def test_preemptions_may_come_again_and_again(
+    tmp_path: Path, ran: int, limit: str, ends: bool
+) -> None:
+    """Before the first step too; but a time limit that is too short is told."""
+    run = run_at(tmp_path, 64)
+    for _ in range(4):
+        started = int(time.time()) - ran
+        told = after(tmp_path, 75, run, times=f"StartTime={started} TimeLimit={limit}")
+    assert told.startswith("error: 3 restarts") == ends
+    assert ("requeue 17" in told) != ends
 
 
 def test_the_count_lies_beside_a_log_whose_folder_has_spaces(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from slurm.testbed.config import HIGH, LOW
 
 pytestmark = pytest.mark.slurm
 
-SAMPLES = 4096
+SAMPLES = 3072
+LONG = 8192  # more than a minute of training, here
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_a_controller_that_is_restarted(
 
 def test_a_time_limit(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
     """A minute is too short for the run: it saves before, and goes on in another minute."""
-    samples, minute = 2 * SAMPLES, {"time": "1", "signal_delay_s": 10}
+    samples, minute = LONG, {"time": "1", "signal_delay_s": 10}
     limited = pipeline(tmp_path / "limited", samples=samples, data=str(dataset), resources=minute)
     free = pipeline(tmp_path / "free", samples=samples, data=str(dataset))
     found = {path: jobs(path, cluster) for path in (limited, free)}  # both: each is slower so
@@ -120,6 +121,22 @@ def test_a_time_limit(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
     run = ends_as(weights(free.parent), limited, found[limited]["clip"], cluster)
     assert 75 in requeues(run)  # on a busy machine there may be stops before the first step too
     assert requeues(RunFiles(free.parent / "run/clip")) == []
+
+
+def test_a_node_that_is_lost_and_comes_back(
+    cluster: Cluster, calm: bytes, begun: Callable[..., tuple[Path, str]]
+) -> None:
+    """The job waits for it, and goes on from the last checkpoint on as many nodes."""
+    path, job = begun()
+    run = RunFiles(path.parent / "run/clip")
+    wait(lambda: run.samples() > 0, "a checkpoint", 60)
+    cluster.kill_node("n2")
+    try:
+        wait(lambda: "down" in cluster.status().nodes["n2"], "the node to be missed", 60)
+    finally:
+        cluster.start_node("n2")
+    ends_as(calm, path, job, cluster)
+    assert named(run, "first step") == 2
 
 
 def test_a_node_that_is_lost_is_done_without(

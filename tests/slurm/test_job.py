@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from base.errors import UserError
+from slurm.environment import require_safe_path
 from slurm.job import Job
 from slurm.process import rendezvous
 from slurm.records import Records, Spec, read_spec
@@ -41,8 +43,22 @@ def stage(folder: Path, program: str = "", check: str | None = "", **more: objec
         if text is not None
     }
     values = {"name": "prior", "kind": "train", "needs": (), "makes": made, "fingerprint": "f"}
-    values |= {"code": str(ROOT), "launch": str(folder / "launch"), "check": None, **words, **more}
-    return Spec(**values)  # type: ignore[arg-type]
+    code = folder / "frozen/code"
+    values |= {"code": str(code), "launch": str(folder / "launch"), "check": None, **words, **more}
+    spec = Spec(**values)  # type: ignore[arg-type]
+    if not code.exists():
+        code.parent.mkdir(exist_ok=True)
+        code.symlink_to(ROOT)
+    freeze(spec)
+    return spec
+
+
+def freeze(spec: Spec) -> Spec:
+    """Where the jobs of its launch find it."""
+    path = Path(spec.code).parent / f"stages/{spec.name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(asdict(spec)))
+    return spec
 
 
 def run(spec: Spec, environment: dict[str, str] | None = None) -> int:
@@ -73,11 +89,58 @@ def test_what_fails_or_is_not_whole_is_not_recorded(
 
 def test_a_stage_waits_for_its_needs(tmp_path: Path) -> None:
     spec, records = stage(tmp_path, MAKES, needs=("data",)), Records(tmp_path / "launch")
-    with pytest.raises(UserError, match="stage prior: needs data, not recorded as done"):
-        run(spec)
+    data = freeze(replace(spec, name="data", needs=(), fingerprint="d"))
+    for _ in range(2):
+        with pytest.raises(UserError, match="stage prior: needs data, not recorded as done"):
+            run(spec)
+        records.set_done(replace(data, fingerprint="another"))
     assert not Path(spec.makes).exists()
-    records.set_done(replace(spec, name="data"))
+    records.set_done(data)
     assert run(spec) == 0
+
+
+def test_what_was_made_from_something_that_is_made_anew_is_made_anew(tmp_path: Path) -> None:
+    """Embeddings lie in the DATASET's own folder, and go with it."""
+    makes = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir()"
+    embeds = "import pathlib, sys; pathlib.Path(sys.argv[1], 'img_emb').mkdir()"
+    data = stage(tmp_path, makes, name="data", kind="prepare")
+    vectors = stage(tmp_path, embeds, name="vectors", kind="embed", needs=("data",))
+    for _ in range(2):
+        assert run(data) == 0
+        assert run(vectors) == 0
+        assert run(vectors) == 0  # done before
+        assert Path(data.makes, "img_emb").is_dir()
+        shutil.rmtree(data.makes)
+
+
+def test_what_is_frozen_runs_wherever_the_job_was_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout that was edited since, for instance; the user's own modules stay within reach."""
+    for folder, text in (("frozen/code", "frozen"), ("checkout", "edited")):
+        (tmp_path / folder).mkdir(parents=True)
+        program = f"import mine, pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{text}')"
+        (tmp_path / folder / "works.py").write_text(program)
+    (tmp_path / "libraries").mkdir()
+    (tmp_path / "libraries/mine.py").touch()
+    spec = stage(tmp_path)
+    monkeypatch.chdir(tmp_path / "checkout")
+    command = ("-m", "works", spec.makes)
+    libraries = {"PYTHONPATH": str(tmp_path / "libraries")}
+    assert run(replace(spec, command=command, check=None), libraries) == 0
+    assert Path(spec.makes).read_text() == "frozen"
+
+
+def test_a_python_that_would_take_the_checkout_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    require_safe_path()
+    monkeypatch.setattr(sys, "version_info", (3, 10, 1))
+    with pytest.raises(UserError, match=r"Python 3\.10 would run the code in .*another folder"):
+        require_safe_path()
+    monkeypatch.chdir(tmp_path)
+    require_safe_path()
 
 
 def test_another_config_does_not_pass_for_the_same_stage(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A pipeline from its file: frozen, shown, run on this machine."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,18 @@ import pytest
 from typer.testing import CliRunner
 
 from base.errors import UserError
-from slurm import batch
+from base.source import commit
+from slurm import batch, queue
 from slurm.check import check_configs, require_inputs
 from slurm.cli import app
 from slurm.config import DEFAULTS, Resources
+from slurm.environment import with_code
 from slurm.pipeline import Pipeline
+from slurm.queue import JobState
 from slurm.records import Records
 from slurm.runs import RunFiles
+from slurm.status import status
+from slurm.survey import survey
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -103,6 +110,8 @@ def test_stages_take_from_the_pipeline_what_they_do_not_say() -> None:
             r"signal_delay_s: got 300, .* than time, 120",
         ),
         ("stages.prior.resources.min_nodes=9", r"prior\.resources\.min_nodes: got 9, .* 8"),
+        ("resources.sbatch={output: here}", r"resources\.sbatch: got 'output', which the launcher"),
+        ("resources.sbatch={gpus_per_node: 8}", r"sbatch: got 'gpus_per_node', which the launcher"),
         ("stages.Data.kind=prepare", r"Data"),
     ],
 )
@@ -112,6 +121,88 @@ def test_mistakes_are_found_before_anything_is_submitted(
     with pytest.raises(UserError, match=message):
         call(file, "--dry-run", "--set", override)
     assert not (file.parent / "run").exists()
+
+
+def test_a_stage_can_undo_an_option_of_the_pipelines(file: Path) -> None:
+    undone = "stages.prior.resources.sbatch={exclusive: false}"
+    pipeline = Pipeline.read(file, ["resources.sbatch={exclusive: true}", undone])
+    specs = pipeline.records.freeze(pipeline.nodes, write=False)
+    texts = {
+        name: batch.script(pipeline.records, batch.parameters([spec], pipeline.config.asked(name)))
+        for name, spec in specs.items()
+    }
+    assert "#SBATCH --exclusive\n" in texts["data"]
+    assert "exclusive" not in texts["prior"]
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        (
+            "sbatch: unrecognized option '--exclusiv'",
+            "unrecognized option '--exclusiv'",
+        ),
+        ("allocation failure: Invalid qos specification", "Invalid qos specification"),
+        ("allocation failure: Unable to contact slurm controller (connect failure)", None),
+        ("sbatch: fatal: Could not establish a configuration source", None),
+    ],
+)
+def test_what_sbatch_refuses_is_told_but_not_that_it_cannot_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, reason: str | None
+) -> None:
+    program = tmp_path / "sbatch"
+    program.write_text(f'#!/bin/sh\necho "{told}" >&2\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    found = queue.refusal("#!/bin/bash\n")
+    assert found is None if reason is None else found is not None and reason in found
+
+
+def test_a_job_that_was_submitted_with_another_config_is_told(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline.read(file, [])
+    specs = pipeline.records.freeze(pipeline.nodes)
+    for number, spec in enumerate(specs.values(), 17):
+        pipeline.records.set_job(spec, str(number))
+    queued = {"17": JobState("RUNNING"), "18": JobState("PENDING")}
+    monkeypatch.setattr("slurm.queue.states", lambda jobs: queued)
+    assert survey(pipeline, specs).alive == {"data": "17", "prior": "18"}
+    (file.parent / "prior.yaml").write_text("stage: prior\nseed: 1\n")
+    edited = Pipeline.read(file, [])
+    now = edited.records.freeze(edited.nodes)
+    with pytest.raises(UserError, match=r"stages\.prior: job 18 was submitted with another"):
+        survey(edited, now)
+    queued["18"] = JobState("FAILED")
+    assert survey(edited, now).names_left == {"prior"}
+
+
+def test_why_a_stage_failed_is_the_cause_in_whichever_process(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline.read(file, [])
+    specs = pipeline.records.freeze(pipeline.nodes)
+    pipeline.records.set_job(specs["prior"], "17")
+    monkeypatch.setattr("slurm.queue.states", lambda jobs: {"17": JobState("FAILED", "n[1-2]")})
+    logs = pipeline.records.logs
+    logs.mkdir()
+
+    def reason() -> str | None:
+        return status(pipeline)[1].reason
+
+    assert reason() == f"it wrote no log; is {logs} in a folder that n[1-2] have as well?"
+    (logs / "17_0_log.out").write_text("run: begins\n")
+    (logs / "17_10_log.out").write_text("error: the last\n")
+    assert reason() == "error: the last"
+    (logs / "17_2_log.out").write_text("error: the first\nerror: no room left\n")
+    assert reason() == "error: no room left"
+    ended = "error: 3 restarts at 64 samples without a step more, and ended with 1 again"
+    with (logs / "17_0_log.out").open("a") as log:
+        log.write(f"srun: error: n2: task 3: Out Of Memory\n{ended}\n")
+    shown = reason()
+    assert shown is not None
+    assert shown.startswith("srun: error: n2: task 3: Out Of Memory (3 restarts at 64 samples")
+    assert call(file, "--logs", "prior", "--rank", 10) == "error: the last\n"
 
 
 def test_the_time_to_save_is_measured(file: Path) -> None:
@@ -132,7 +223,7 @@ def test_the_time_to_save_is_measured(file: Path) -> None:
 def test_a_dry_run_shows_all_and_writes_nothing(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("slurm.dry_run._cost", lambda node, asked: None)
+    monkeypatch.setattr("slurm.dry_run._cost", lambda node, asked, plan: None)
     monkeypatch.setattr("slurm.dry_run.check_configs", lambda nodes: None)
     shown = json.loads(call(file, "--dry-run", "--json"))
     assert [stage["name"] for stage in shown["stages"]] == ["data", "prior"]
@@ -152,6 +243,13 @@ def test_a_later_edit_does_not_change_what_was_frozen(file: Path) -> None:
         "job.py"
     ).read_bytes()
     assert (frozen / "code/trainer/loop.py").is_file()
+    told = subprocess.run(
+        [sys.executable, "-c", "from base.source import commit; print(commit())"],
+        env=with_code(os.environ, str(frozen / "code")),
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.strip() == str(commit())
     (file.parent / "prior.yaml").write_text("stage: prior\nseed: 1\n")
     assert (frozen / "configs/prior.yaml").read_text() == "stage: prior\n"
     again = pipeline.records.freeze(Pipeline.read(file, []).nodes)

@@ -8,6 +8,7 @@ from launches import ROOT, jobs, log_of, pipeline, unclip, wait_done, weights
 from slurm_jobs import history, wait, wait_for
 
 from base import yaml
+from base.source import commit
 from slurm.testbed.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
@@ -83,6 +84,9 @@ def test_the_micro_pipeline_of_which_the_decoder_fails_once(
     assert second.keys() == {"decoder", "report"}
     wait(lambda: set(states().values()) == {"done"}, "the rest", 300)
     assert (out / "report/report.html").is_file()
+    told = json.loads((out / "prior/environment.json").read_text())
+    assert told["command"][0].startswith(f"{out}/launch/frozen/")  # though launched in a checkout
+    assert told["commit"] == commit()
     for name in others:
         assert history(cluster, first[name]) == ["COMPLETED"]
 
@@ -123,12 +127,21 @@ def test_what_slurm_refuses_is_told_with_its_reason(
         assert "Slurm refuses it: " in told
         assert len([line for line in told.splitlines() if "error" in line]) == 1
     listed = cluster.run("squeue", "--noheader", "--format=%i")
-    assert listed.strip() == ""  # what was submitted before the refusal is cancelled
+    assert listed.strip() == ""
 
 
-def test_cancel_ends_all_jobs(cluster: Cluster, pairs: Path, tmp_path: Path) -> None:
+def test_a_dry_run_shows_what_is_submitted_and_cancel_ends_all_jobs(
+    cluster: Cluster, pairs: Path, tmp_path: Path
+) -> None:
     path = pipeline(tmp_path / "p", pairs)
+    shown = json.loads(unclip("launch", path, "--dry-run", "--json", cluster=cluster))["stages"]
+    scripts = {stage["name"]: stage["script"] for stage in shown}
     found = jobs(path, cluster)
+    for name, job in found.items():
+        for need, number in found.items():
+            scripts[name] = scripts[name].replace(f"'afterok:<job of {need}>'", f"afterok:{number}")
+        submitted = tmp_path / f"p/run/launch/jobs/{job}_submission.sh"
+        assert submitted.read_text() == scripts[name]
     ended = json.loads(unclip("launch", path, "--cancel", "--json", cluster=cluster))["cancelled"]
     assert ended == found
     for job in found.values():

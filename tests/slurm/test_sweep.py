@@ -94,7 +94,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_the_variants_are_one_array(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slurm.dry_run._cost", lambda node, asked: None)
+    monkeypatch.setattr("slurm.dry_run._cost", lambda node, asked, plan: None)
     monkeypatch.setattr("slurm.dry_run.check_configs", lambda nodes: None)
     words = [str(file), "--sweep", "optim.lr=1e-4,3e-4", "--stage", "prior", "--dry-run", "--json"]
     result = CliRunner().invoke(app, words, catch_exceptions=False)

@@ -182,6 +182,18 @@ def test_a_quota_that_refuses_is_told_before_anything_is_submitted(
     assert not (tmp_path / "run/launch/jobs").exists()
 
 
+def test_a_quota_that_is_reached_on_the_way_leaves_nothing_behind(
+    cluster: Cluster, scenes: Path, tmp_path: Path, quota: Callable[[str], None]
+) -> None:
+    """The first job is taken, the second refused: then the first is cancelled."""
+    path = pipeline(tmp_path, scenes)
+    quota("MaxSubmitJobs=1")
+    told = unclip("launch", path, cluster=cluster, code=2)
+    assert "stages.clip: Slurm refuses it: " in told
+    assert "of this launch were cancelled" in told
+    wait(lambda: cluster.run("squeue", "--noheader").strip() == "", "no job", 30)
+
+
 def test_a_quota_that_makes_wait_is_in_the_status(
     cluster: Cluster, dataset: Path, tmp_path: Path, quota: Callable[[str], None]
 ) -> None:
