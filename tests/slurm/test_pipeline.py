@@ -40,7 +40,7 @@ def test_a_signal_costs_a_requeue_and_not_a_bit(
     dataset, clip = embedded
 
     def launched(folder: Path) -> tuple[Path, dict[str, str]]:
-        path = pipeline(folder, samples=6144, data=str(dataset), zero=zero, clip=clip)
+        path = pipeline(folder, samples=3072, data=str(dataset), zero=zero, clip=clip)
         return path, jobs(path, cluster)
 
     wait_done(*launched(tmp_path / "calm"), cluster)
