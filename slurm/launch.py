@@ -43,7 +43,9 @@ def run_here(pipeline: Pipeline, say: Say) -> None:
                 say(f"{title}: done before")
                 continue
             say(title)
+            records.set_here(spec.name, None)
             code = _run_alone(records.spec_path(spec), spec, pipeline.config.asked(spec.name))
+            records.set_here(spec.name, code)
             if code:
                 say(f"{spec.name}: ended with {code}; run the same command again to go on")
                 raise SystemExit(code)

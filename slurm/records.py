@@ -2,7 +2,8 @@
 
 Below `OUT/launch`: `frozen/HASH/` is the code, the configs and `stages/NAME.json` of one launch;
 `done/NAME.json` tells that a stage's artefact is whole, and which of those that it needs it was
-made from; `jobs.json` has each stage's latest job.
+made from; `jobs.json` has each stage's latest job, and `here.json` how each ended that was begun
+on this machine (`--cluster local`).
 """
 
 from __future__ import annotations
@@ -153,6 +154,15 @@ class Records:
         """Record a stage's job."""
         entry = {"job": job, "fingerprint": spec.fingerprint}
         write_json(self.folder / "jobs.json", {**self._jobs(), spec.name: entry})
+
+    def here(self) -> dict[str, int | None]:
+        """The stages that were begun on this machine: how each ended, None where it has not."""
+        path = self.folder / "here.json"
+        return dict(read_json(path)) if path.is_file() else {}
+
+    def set_here(self, name: str, code: int | None) -> None:
+        """Record that a stage begins here, or its exit code."""
+        write_json(self.folder / "here.json", {**self.here(), name: code})
 
     def _jobs(self) -> dict[str, dict[str, str]]:
         path = self.folder / "jobs.json"

@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from base.errors import UserError
+from base.lease import owner
 from slurm import batch, queue
 from slurm.graph import Node
 from slurm.pipeline import Pipeline
@@ -27,7 +28,7 @@ class StageStatus:
     """One stage; what is not known is None."""
 
     name: str
-    state: str  # done, a state of Slurm's, or `not submitted`
+    state: str  # done, a state of Slurm's, of one that runs here another, or `not submitted`
     job: str | None = None
     nodes: str | None = None
     reason: str | None = None
@@ -48,7 +49,7 @@ class StageStatus:
 
 
 def status(pipeline: Pipeline, ask_slurm: bool = True) -> list[StageStatus]:
-    """All stages, in their order.
+    """All stages, in their order; as jobs of Slurm, or as they run here.
 
     Raises:
         UserError: Slurm does not answer.
@@ -56,19 +57,29 @@ def status(pipeline: Pipeline, ask_slurm: bool = True) -> list[StageStatus]:
     records = pipeline.records
     jobs = records.jobs()
     known = queue.states(jobs.values()) if ask_slurm and jobs else {}
-    found = []
+    here, found = {} if ask_slurm else _here(records), []
     for node in pipeline.nodes:
-        job = jobs.get(node.name)
+        job = jobs.get(node.name) if ask_slurm else None
         state = known.get(job) if job is not None else None
         try:
             done = "done" if records.is_done(node) else None
         except UserError:
             done = "done with another config"
-        stage = _stage(node, done, job, state)
+        stage = _stage(node, done or here.get(node.name), job, state)
         if done is None and job is not None and (state is None or state.failed):
             stage = replace(stage, reason=_why(records, job, state))
         found.append(stage)
     return found
+
+
+def _here(records: Records) -> dict[str, str]:
+    """Of the stages that were begun on this machine the state of each."""
+    running = owner(records.folder) is not None
+    begun = "RUNNING" if running else "interrupted"
+    return {
+        name: begun if code is None else f"ended with {code}"
+        for name, code in records.here().items()
+    }
 
 
 def _why(records: Records, job: str, state: queue.JobState | None) -> str | None:
@@ -90,10 +101,10 @@ def _why(records: Records, job: str, state: queue.JobState | None) -> str | None
 
 
 def _stage(
-    node: Node, done: str | None, job: str | None, state: queue.JobState | None
+    node: Node, known: str | None, job: str | None, state: queue.JobState | None
 ) -> StageStatus:
-    if done is not None:
-        word = done
+    if known is not None:
+        word = known
     elif state is not None:
         word = state.state
     else:

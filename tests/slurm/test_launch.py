@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launches import unclip
 from typer.testing import CliRunner
 
 from base.errors import UserError
+from base.lease import Lease
 from base.source import commit
 from slurm import batch, queue
 from slurm.check import check_configs, require_inputs
@@ -355,3 +357,20 @@ def test_status_of_what_was_not_begun_and_of_what_is_done(file: Path) -> None:
         "seconds_lost": 0,
     }
     assert "128 / 640" in call(file, "--status", "--cluster", "local")
+
+
+def test_stages_that_run_here_have_states(file: Path) -> None:
+    pipeline = Pipeline.read(file, [])
+    records = pipeline.records
+
+    def states() -> dict[str, str]:
+        shown = unclip("launch", file, "--status", "--cluster", "local", "--json")
+        return {stage["name"]: stage["state"] for stage in json.loads(shown)["stages"]}
+
+    records.folder.mkdir(parents=True)
+    records.set_here("data", 2)
+    assert states() == {"data": "ended with 2", "prior": "not submitted"}
+    records.set_here("data", None)
+    with Lease(records.folder):
+        assert states() == {"data": "RUNNING", "prior": "not submitted"}
+    assert states() == {"data": "interrupted", "prior": "not submitted"}
