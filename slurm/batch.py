@@ -7,7 +7,8 @@ import io
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,35 +27,76 @@ _LARGEST_SHARE = 4  # no more than the fourth part of a job's time
 _RAY_TOKEN = "export RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')"
 
 
-def parameters(
-    specs: Sequence[Spec], asked: Resources, after: Sequence[str] = ()
-) -> dict[str, Any]:
-    """What submitit is told of a job, of the elements of an array if there are several specs.
+@dataclass(frozen=True)
+class Batch:
+    """A stage's job, or an array of jobs if there are several specs.
 
     `after`: jobs that have to end well before it begins.
     """
-    given: dict[str, Any] = {
-        "job_name": specs[0].name.partition(".")[0],
-        "partition": asked.partition,
-        "account": asked.account,
-        "qos": asked.qos,
-        "gpus_per_node": asked.gpus_per_node or None,
-        **_processes(asked),
-        "mem": None if asked.mem_gb is None else _memory(asked.mem_gb),
-        "time": asked.minutes,
-        "signal_delay_s": asked.signal_delay_s or max(signal_delay(each, asked) for each in specs),
-        "constraint": asked.constraint,
-        "exclude": asked.exclude,
-        "dependency": f"afterok:{':'.join(after)}" if after else None,
-        "setup": [*_exports(specs, asked), *(asked.setup or ())],
-        "srun_args": ["--kill-on-bad-exit=1", "--wait=0", *_spread(asked), *(asked.srun or ())],
-        "teardown": [_after(specs)],
-        "stderr_to_stdout": True,
-        "comment": f"unclip:{specs[0].launch}",
-        "map_count": len(specs) if len(specs) > 1 else None,
-        "additional_parameters": {"requeue": True, **_range(asked), **_options(asked)},
-    }
-    return {key: value for key, value in given.items() if value is not None}
+
+    records: Records
+    specs: Sequence[Spec]
+    asked: Resources
+    after: Sequence[str] = ()
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What submitit is told."""
+        specs, asked = self.specs, self.asked
+        given: dict[str, Any] = {
+            "job_name": specs[0].name.partition(".")[0],
+            "partition": asked.partition,
+            "account": asked.account,
+            "qos": asked.qos,
+            "gpus_per_node": asked.gpus_per_node or None,
+            **_processes(asked),
+            "mem": None if asked.mem_gb is None else _memory(asked.mem_gb),
+            "time": asked.minutes,
+            "signal_delay_s": asked.signal_delay_s
+            or max(signal_delay(each, asked) for each in specs),
+            "constraint": asked.constraint,
+            "exclude": asked.exclude,
+            "dependency": f"afterok:{':'.join(self.after)}" if self.after else None,
+            "setup": [*_exports(specs, asked), *(asked.setup or ())],
+            "srun_args": [
+                *("--kill-on-bad-exit=1", "--wait=0"),
+                *_spread(asked),
+                *(asked.srun or ()),
+            ],
+            "teardown": [_after(specs)],
+            "stderr_to_stdout": True,
+            "comment": f"unclip:{specs[0].launch}",
+            "additional_parameters": {"requeue": True, **_range(asked), **_options(asked)},
+        }
+        return {key: value for key, value in given.items() if value is not None}
+
+    @property
+    def script(self) -> str:
+        """The text that sbatch is given."""
+        python = self.asked.python or sys.executable
+        command = [python, "-u", "-m", "submitit.core._submit", str(self.records.logs)]
+        count = len(self.specs) if len(self.specs) > 1 else None
+        return submitit_slurm._make_sbatch_string(
+            shlex.join(command), self.records.logs, map_count=count, **self.parameters
+        )
+
+    def submit(self) -> list[str]:
+        """Hand it to Slurm; the number of each job.
+
+        Raises:
+            FailedJobError: Slurm refuses it; submitit's, with what sbatch said.
+        """
+        logs, python = self.records.logs, self.asked.python
+        logs.mkdir(parents=True, exist_ok=True)
+        logs.chmod(0o700)  # jobs load pickles from there
+        executor = submitit_slurm.SlurmExecutor(
+            logs, python=None if python is None else shlex.quote(python)
+        )
+        executor.update_parameters(**self.parameters)
+        paths = [str(self.records.spec_path(spec)) for spec in self.specs]
+        with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says is in the error as well
+            jobs = executor.map_array(run_job, paths)
+        return [str(job.job_id) for job in jobs]
 
 
 def signal_delay(spec: Spec, asked: Resources) -> int:
@@ -62,31 +104,6 @@ def signal_delay(spec: Spec, asked: Resources) -> int:
     needed = None if spec.run is None else needed_seconds(RunFiles(spec.run))
     wanted = max(_SIGNAL_DELAY_S, math.ceil(needed or 0))
     return wanted if asked.minutes is None else min(wanted, asked.minutes * 60 // _LARGEST_SHARE)
-
-
-def script(records: Records, given: Mapping[str, Any]) -> str:
-    """The text that sbatch is given."""
-    return submitit_slurm._make_sbatch_string(command(records), records.logs, **given)
-
-
-def command(records: Records) -> str:
-    """Of each process: submitit's, which runs `run_job`."""
-    return shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(records.logs)])
-
-
-def submit(records: Records, specs: Sequence[Spec], given: Mapping[str, Any]) -> list[str]:
-    """Hand a job, or an array of jobs, to Slurm; the number of each.
-
-    Raises:
-        FailedJobError: Slurm refuses it; submitit's, with what sbatch said.
-    """
-    records.logs.mkdir(parents=True, exist_ok=True)
-    records.logs.chmod(0o700)  # jobs load pickles from there
-    executor = submitit_slurm.SlurmExecutor(records.logs)
-    executor.update_parameters(**{k: v for k, v in given.items() if k != "map_count"})
-    with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says is in the error as well
-        jobs = executor.map_array(run_job, [str(records.spec_path(spec)) for spec in specs])
-    return [str(job.job_id) for job in jobs]
 
 
 def _processes(asked: Resources) -> dict[str, Any]:

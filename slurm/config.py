@@ -43,6 +43,7 @@ class Resources(Config):
     constraint: str | None = None
     exclude: str | None = None
     setup: tuple[str, ...] | None = None  # lines of the batch script before the job
+    python: Text | None = None  # of the processes, within a container; None: the launcher's
     env: dict[str, str] | None = None  # for all processes: NCCL_*, HF_HOME, …
     srun: tuple[str, ...] | None = None  # more arguments: --container-image=…, --cpu-bind=…
     sbatch: dict[str, str | int | bool] | None = None  # more of its options: {reservation: big, …}

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from base.errors import UserError
 from base.source import SOURCES
-from slurm import batch
+from slurm.batch import Batch
 from slurm.check import check_configs
 from slurm.config import PlanConfig, Resources
 from slurm.environment import with_code
@@ -73,7 +73,7 @@ def dry_run(pipeline: Pipeline) -> Iterator[Line]:
         require_acceptable(pipeline, left, nodes[0])
         needs = [need for need in nodes[0].needs if need not in found.done]
         after = [found.alive.get(need, f"<job of {need}>") for need in needs]
-        scripts[nodes[0].name] = batch.script(records, batch.parameters(left, asked, after))
+        scripts[nodes[0].name] = Batch(records, left, asked, after).script
     for node in pipeline.nodes:
         asked = pipeline.asked(node)
         yield Line(

@@ -12,13 +12,14 @@ from submitit.core.utils import FailedJobError
 
 from base.errors import UserError, one_line
 from base.lease import Lease, owner
-from slurm import batch, queue
+from slurm import queue
+from slurm.batch import Batch
 from slurm.check import check_configs, require_inputs
 from slurm.config import Resources
 from slurm.environment import require_safe_path, with_code
 from slurm.graph import Node
 from slurm.pipeline import Pipeline
-from slurm.records import Records, Spec
+from slurm.records import Spec
 from slurm.survey import survey
 
 Say = Callable[[str], None]
@@ -83,18 +84,18 @@ def submit(pipeline: Pipeline, say: Say) -> dict[str, str]:
             require_acceptable(pipeline, [specs[node.name] for node in nodes], nodes[0])
         queue.cancel(found.stranded)
         jobs = dict(found.alive)
-        for name, job in jobs.items():
-            say(f"{name}: job {job}, submitted before")
+        for name, number in jobs.items():
+            say(f"{name}: job {number}, submitted before")
         for nodes in found.left:
             after = [jobs[need] for need in nodes[0].needs if need in jobs]
             wanted = [specs[node.name] for node in nodes]
-            given = batch.parameters(wanted, pipeline.asked(nodes[0]), after)
-            new += (numbers := _submitted(records, wanted, given, new))
-            for spec, job in zip(wanted, numbers, strict=True):
-                jobs[spec.name] = job
-                records.set_job(spec, job)
+            job = Batch(records, wanted, pipeline.asked(nodes[0]), after)
+            new += (numbers := _submitted(job, new))
+            for spec, number in zip(wanted, numbers, strict=True):
+                jobs[spec.name] = number
+                records.set_job(spec, number)
                 waits = f", after {', '.join(after)}" if after else ""
-                say(f"{spec.name}: job {job}{waits}")
+                say(f"{spec.name}: job {number}{waits}")
     return jobs
 
 
@@ -107,19 +108,16 @@ def require_acceptable(pipeline: Pipeline, specs: list[Spec], node: Node) -> Non
     for spec in specs:
         if spec.run is not None and (other := owner(spec.run)) is not None:
             raise UserError(f"stages.{spec.name}: {spec.run} is in use by {other.describe()}")
-    given = batch.parameters(specs, pipeline.asked(node))
-    reason = queue.refusal(batch.script(pipeline.records, given))
+    reason = queue.refusal(Batch(pipeline.records, specs, pipeline.asked(node)).script)
     if reason is not None:
         raise UserError(f"stages.{node.name}: Slurm refuses it: {reason}")
 
 
-def _submitted(
-    records: Records, specs: list[Spec], given: dict[str, object], new: list[str]
-) -> list[str]:
+def _submitted(job: Batch, new: list[str]) -> list[str]:
     try:
-        return batch.submit(records, specs, given)
+        return job.submit()
     except (FailedJobError, OSError) as error:
         queue.cancel(new)
         reason = one_line(error).replace("sbatch: error: ", "")
         also = f"; jobs {', '.join(new)} of this launch were cancelled" if new else ""
-        raise UserError(f"stages.{specs[0].name}: Slurm refuses it: {reason}{also}") from error
+        raise UserError(f"stages.{job.specs[0].name}: Slurm refuses it: {reason}{also}") from error

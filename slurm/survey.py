@@ -34,8 +34,8 @@ class Survey:
 def survey(pipeline: Pipeline, specs: Mapping[str, Spec]) -> Survey:
     """Look at records and queue; nothing is changed.
 
-    A job that waits for one that will not end well is not alive: its stage is left, and so are
-    those of all that wait for it.
+    What needs a stage that is not done is not done either. A job that waits for one that will not
+    end well is not alive: its stage is left, and so are those of all that wait for it.
 
     Raises:
         UserError: Slurm does not answer, a job is still ending, or a stage was made by something
@@ -48,7 +48,7 @@ def survey(pipeline: Pipeline, specs: Mapping[str, Spec]) -> Survey:
         for node in nodes:
             job = jobs.get(node.name, "")
             state = states.get(job)
-            if pipeline.records.is_done(specs[node.name]):
+            if found.done.issuperset(node.needs) and pipeline.records.is_done(specs[node.name]):
                 found.done.add(node.name)
             elif state is None or not state.alive:
                 left.append(node)

@@ -1,5 +1,6 @@
 """The graph of a pipeline: order, paths, commands, and what is refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,29 +116,55 @@ def test_what_cannot_be_run_is_told_in_one_line(
         nodes(tmp_path, **stages)
 
 
-@given(data=st.data())
-@settings(max_examples=60, deadline=None)
-def test_each_stage_comes_after_all_that_it_needs(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+@st.composite
+def graphs(draw: st.DrawFn) -> dict[str, Any]:
+    """Stages of all kinds without a circle, each naming earlier ones, in any order of the file."""
+    stages: dict[str, Any] = {"s0": DATA}
+    made: dict[str, list[str]] = {"prepare": ["s0"], "embed": [], "train": [], "evaluate": []}
+
+    def earlier(*kinds: str) -> str:
+        names = [name for kind in kinds for name in made[kind]]
+        return f"stages.{draw(st.sampled_from(names))}"
+
+    for number in range(1, draw(st.integers(2, 10))):
+        kinds = ["prepare", "train", *(["embed", "evaluate"] if made["train"] else [])]
+        kind, name = draw(st.sampled_from(kinds)), f"s{number}"
+        data = {} if kind == "prepare" else {"data": earlier("prepare", "embed")}
+        match kind:
+            case "prepare":
+                stages[name] = DATA
+            case "embed":
+                stages[name] = {"kind": kind, "data": earlier("prepare"), "clip": earlier("train")}
+            case "evaluate":
+                cascade = {"clip": earlier("train"), "decoder": {"run": earlier("train")}}
+                stages[name] = {"kind": kind, **data, "cascade": cascade}
+            case _:
+                fields = draw(st.sets(st.sampled_from(["clip", "init_from"])))
+                more = {field: earlier("train") for field in fields if made["train"]}
+                stages[name] = trained(data["data"], **more)
+        made[kind].append(name)
+    return {name: stages[name] for name in draw(st.permutations(list(stages)))}
+
+
+@given(stages=graphs())
+@settings(max_examples=100, deadline=None)
+def test_each_artefact_is_made_before_it_is_used(
+    tmp_path_factory: pytest.TempPathFactory, stages: dict[str, Any]
 ) -> None:
-    """Any graph without a circle, in any order of the file."""
-    count = data.draw(st.integers(1, 9))
-    needs = {
-        n: data.draw(st.one_of(st.none(), st.integers(0, n - 1))) if n else None
-        for n in range(count)
-    }
-    stages: dict[str, Any] = {"d": DATA}
-    for n in data.draw(st.permutations(range(count))):
-        clip = needs[n]
-        more = {} if clip is None else {"clip": f"stages.s{clip}"}
-        stages[f"s{n}"] = trained("stages.d", **more)
+    """By the names in the file, and by the paths in commands and configs."""
     found = nodes(tmp_path_factory.mktemp("graph"), **stages)
     assert set(found) == set(stages)
-    seen: set[str] = set()
+    before: dict[str, Node] = {}
     for name, node in found.items():
-        assert set(node.needs) <= seen
-        assert len(set(node.needs)) == len(node.needs)
-        seen.add(name)
+        named = set(re.findall(r"stages\.(s\d+)", str(stages[name])))
+        assert set(node.needs) == named
+        assert len(node.needs) == len(named)
+        assert named <= before.keys()
+        text = " ".join([*node.command, *node.files.values()])
+        used = set(re.findall(r"/shared/run/s\d+", text)) - {node.makes}
+        assert used <= {before[need].makes for need in node.needs}
+        assert used or stages[name]["kind"] in ("prepare", "embed")
+        before[name] = node
 
 
 def test_the_pipelines_that_come_along_can_be_built() -> None:

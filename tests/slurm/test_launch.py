@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from base.errors import UserError
 from base.lease import Lease
 from base.source import commit
-from slurm import batch, queue
+from slurm import queue
+from slurm.batch import Batch, signal_delay
 from slurm.check import check_configs, require_inputs
 from slurm.cli import app
 from slurm.config import DEFAULTS, Resources
@@ -69,6 +70,7 @@ def call(*words: object) -> str:
     [
         ("prior", ["prior"], []),
         ("range", ["prior"], ["stages.prior.resources.min_nodes=4"]),
+        ("container", ["prior"], ["stages.prior.resources.python=/opt/a b/python"]),
         ("ray", ["data"], ["stages.data.resources.nodes=4"]),
         ("array", ["prior.seed=1", "prior.seed=2"], []),
     ],
@@ -81,8 +83,8 @@ def test_the_batch_script(
     pipeline = Pipeline.read(file, overrides, swept)
     found = pipeline.records.freeze(pipeline.nodes, write=False)
     specs = [found[name] for name in stages]
-    given = batch.parameters(specs, pipeline.config.asked(stages[0]), ["17", "18"])
-    text = batch.script(pipeline.records, given)
+    asked = pipeline.config.asked(stages[0])
+    text = Batch(pipeline.records, specs, asked, ["17", "18"]).script
     text = text.replace(str(Path(specs[0].code).parent), "FROZEN")
     text = text.replace(str(tmp_path), "/shared").replace(sys.executable, "python")
     assert text == (GOLDEN / f"{golden}.sbatch").read_text()
@@ -130,7 +132,7 @@ def test_a_stage_can_undo_an_option_of_the_pipelines(file: Path) -> None:
     pipeline = Pipeline.read(file, ["resources.sbatch={exclusive: true}", undone])
     specs = pipeline.records.freeze(pipeline.nodes, write=False)
     texts = {
-        name: batch.script(pipeline.records, batch.parameters([spec], pipeline.config.asked(name)))
+        name: Batch(pipeline.records, [spec], pipeline.config.asked(name)).script
         for name, spec in specs.items()
     }
     assert "#SBATCH --exclusive\n" in texts["data"]
@@ -179,6 +181,20 @@ def test_a_job_that_was_submitted_with_another_config_is_told(
     assert survey(edited, now).names_left == {"prior"}
 
 
+def test_what_needs_something_that_is_to_be_made_anew_is_to_be_too(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline.read(file, [])
+    specs = pipeline.records.freeze(pipeline.nodes)
+    for spec in specs.values():
+        Path(spec.makes).mkdir(parents=True)
+        pipeline.records.set_done(spec)
+    monkeypatch.setattr("slurm.queue.states", lambda jobs: {})
+    assert survey(pipeline, specs).done == {"data", "prior"}
+    Path(specs["data"].makes).rmdir()
+    assert survey(pipeline, specs).names_left == {"data", "prior"}
+
+
 def test_why_a_stage_failed_is_the_cause_in_whichever_process(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,14 +228,14 @@ def test_the_time_to_save_is_measured(file: Path) -> None:
     pipeline = Pipeline.read(file, [])
     spec = pipeline.records.freeze(pipeline.nodes, write=False)["prior"]
     day, short = Resources(time="1-00:00:00"), Resources(time="00:04:00")
-    assert batch.signal_delay(spec, day) == 120
-    assert batch.signal_delay(spec, short) == 60
+    assert signal_delay(spec, day) == 120
+    assert signal_delay(spec, short) == 60
     assert spec.run is not None
     spec.run.mkdir(parents=True)
     RunFiles(spec.run).note("saved", samples=64, seconds=200.25)
-    assert batch.signal_delay(spec, day) == 431  # twice that, and half a minute
-    given = batch.parameters([spec], day.over(DEFAULTS))
-    assert "#SBATCH --signal=USR2@431\n" in batch.script(pipeline.records, given)
+    assert signal_delay(spec, day) == 431  # twice that, and half a minute
+    text = Batch(pipeline.records, [spec], day.over(DEFAULTS)).script
+    assert "#SBATCH --signal=USR2@431\n" in text
 
 
 def test_a_dry_run_shows_all_and_writes_nothing(
@@ -241,9 +257,7 @@ def test_a_later_edit_does_not_change_what_was_frozen(file: Path) -> None:
     pipeline = Pipeline.read(file, [])
     specs = pipeline.records.freeze(pipeline.nodes)
     frozen = Path(specs["prior"].code).parent
-    assert (frozen / "code/slurm/job.py").read_bytes() == Path(batch.__file__).with_name(
-        "job.py"
-    ).read_bytes()
+    assert (frozen / "code/slurm/job.py").read_bytes() == (ROOT / "slurm/job.py").read_bytes()
     assert (frozen / "code/trainer/loop.py").is_file()
     told = subprocess.run(
         [sys.executable, "-c", "from base.source import commit; print(commit())"],
