@@ -14,7 +14,7 @@ from pathlib import Path
 from base.errors import UserError
 from slurm.command import Command
 from slurm.environment import with_code
-from slurm.process import run_command
+from slurm.process import leave_in_peace, run_command
 from slurm.records import Records, Spec, read_spec
 
 
@@ -24,6 +24,7 @@ def run_job(path: str) -> None:
     Raises:
         SystemExit: the stage did not end well, with its exit code; 75: run it again.
     """
+    leave_in_peace(os.environ)
     try:
         code = Job(read_spec(Path(path)), os.environ).run()
     except UserError as error:

@@ -35,6 +35,16 @@ def run_command(
     return _looked_after(command, words, RunFiles(run), job)
 
 
+def leave_in_peace(environment: Mapping[str, str]) -> None:
+    """Have a process beyond the first one not die of SIGTERM when its command is done.
+
+    Slurm ends the others as soon as the first one has ended with 75, also when they are only
+    leaving, and a handler in Python is gone by then; while a command runs it is told as ever.
+    """
+    if environment.get("SLURM_PROCID", "0") != "0":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _looked_after(command: Command, words: Sequence[str], files: RunFiles, job: str) -> int:
     files.note("started", queue.start_time(job), job=job)
     lookout = Lookout(files, lambda: queue.end_time(job))

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from slurm.process import run_command
+from slurm.process import leave_in_peace, run_command
 
 _USAGE = (
     "usage: python -m slurm.task [--run RUN] COMMAND …, such as `train configs/tiny/prior.yaml`"
@@ -25,6 +25,7 @@ def main(words: list[str]) -> int:
     if not words or words[0].startswith("-"):
         print(_USAGE, file=sys.stderr)
         return 2
+    leave_in_peace(os.environ)
     return run_command(["-m", "unclip", *words], os.environ, run)
 
 

@@ -166,6 +166,20 @@ def test_ranks_beyond_the_first_run_the_command_alone(tmp_path: Path) -> None:
     assert run(stage(tmp_path, "raise SystemExit(4)"), {"SLURM_PROCID": "1"}) == 4
 
 
+def test_a_rank_that_is_leaving_is_not_ended_by_slurm(tmp_path: Path) -> None:
+    """The first one's 75 counts, and not the end of another that has saved as well."""
+    spec = stage(tmp_path, MAKES + "; sys.exit(75)")
+    leaves = "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGTERM)"
+    path = Path(spec.code).parent / "stages/prior.json"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{leaves}; {RUN}", str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SLURM_PROCID": "1"},
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert Path(spec.makes).is_dir()
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
 @pytest.mark.parametrize(("rank", "code"), [("0", 75), ("1", 0)])
 def test_a_signal_is_passed_on_and_the_first_process_says_how_it_ended(
