@@ -19,7 +19,7 @@ from slurm.pipeline import Pipeline
 from slurm.records import Records
 from slurm.runs import RunFiles, last_lines
 
-_ERRORS = ("error: ", "slurmstepd: error: ", "srun: error: ")
+_ERRORS = ("error: ", "slurmstepd: error: ", "srun: error: ")  # whose word counts before whose
 _RESTARTS = re.compile(r"error: \d+ restarts")  # slurm.after's word
 
 
@@ -83,7 +83,7 @@ def _here(records: Records) -> dict[str, str]:
 
 
 def _why(records: Records, job: str, state: queue.JobState | None) -> str | None:
-    """Why a job failed: the last error that its processes' logs tell, the first one's before all.
+    """Why a job failed: the last error of its processes' logs, the first one's before others'.
 
     What is told last, that restarts move nothing, is told with the error that they ended with.
     """
@@ -91,12 +91,14 @@ def _why(records: Records, job: str, state: queue.JobState | None) -> str | None
     if not paths:
         nodes = "the nodes" if state is None or not state.nodes else state.nodes
         return f"it wrote no log; is {records.logs} in a folder that {nodes} have as well?"
-    for path in paths:
-        own = [line for line in last_lines(path) if line.startswith(_ERRORS)]
-        causes = [line for line in own if not _RESTARTS.match(line)]
-        if own:
-            also = f" ({own[-1].removeprefix('error: ')})" if _RESTARTS.match(own[-1]) else ""
-            return f"{causes[-1]}{also}" if causes else own[-1]
+    lines = [line for path in paths for line in reversed(last_lines(path))]
+    ended = next((line for line in lines if _RESTARTS.match(line)), None)
+    for kind in _ERRORS:
+        causes = (line for line in lines if line.startswith(kind) and not _RESTARTS.match(line))
+        if (cause := next(causes, None)) is not None:
+            return cause if ended is None else f"{cause} ({ended.removeprefix('error: ')})"
+    if ended is not None:
+        return ended
     return None if state is None else state.reason or None
 
 

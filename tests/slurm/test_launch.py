@@ -214,13 +214,14 @@ def test_why_a_stage_failed_is_the_cause_in_whichever_process(
     assert reason() == "error: the last"
     (logs / "17_2_log.out").write_text("error: the first\nerror: no room left\n")
     assert reason() == "error: no room left"
-    ended = "error: 3 restarts at 64 samples without a step more, and ended with 1 again"
+    ended = "3 restarts at 64 samples without a step more, and ended with 1 again"
     with (logs / "17_0_log.out").open("a") as log:
-        log.write(f"srun: error: n2: task 3: Out Of Memory\n{ended}\n")
-    shown = reason()
-    assert shown is not None
-    assert shown.startswith("srun: error: n2: task 3: Out Of Memory (3 restarts at 64 samples")
-    assert call(file, "--logs", "prior", "--rank", 10) == "error: the last\n"
+        log.write(f"srun: error: n2: task 3: Out Of Memory\nerror: {ended}\n")
+    assert reason() == f"error: no room left ({ended})"
+    (logs / "17_2_log.out").unlink()
+    (logs / "17_10_log.out").write_text("the last\n")
+    assert reason() == f"srun: error: n2: task 3: Out Of Memory ({ended})"
+    assert call(file, "--logs", "prior", "--rank", 10) == "the last\n"
 
 
 def test_the_time_to_save_is_measured(file: Path) -> None:
