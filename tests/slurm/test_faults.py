@@ -15,7 +15,7 @@ from slurm.testbed.config import HIGH, LOW
 
 pytestmark = pytest.mark.slurm
 
-SAMPLES = 3072
+SAMPLES = 4096
 LONG = 8192  # more than a minute of training, here
 
 

@@ -54,5 +54,6 @@ def _wait_for_a_new_second(folder: Path) -> None:
     """
     seconds = [file.name.split(".")[3] for file in folder.glob("events.out.tfevents.*")]
     last = max((int(second) for second in seconds if second.isdigit()), default=0)
-    if last == int(time.time()):
-        time.sleep(last + 1 - time.time())
+    now = time.time()
+    if last == int(now):
+        time.sleep(last + 1 - now)
