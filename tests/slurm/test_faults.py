@@ -38,13 +38,13 @@ def calm(cluster: Cluster, dataset: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def begun(cluster: Cluster, dataset: Path, tmp_path: Path) -> Callable[..., tuple[Path, str]]:
-    """Launches a run, and gives pipeline and job when it has taken some steps."""
+    """Launches a run, and gives pipeline and job when it has a checkpoint."""
 
     def begin(**resources: object) -> tuple[Path, str]:
         path = pipeline(tmp_path, samples=SAMPLES, data=str(dataset), resources=resources)
         job = jobs(path, cluster)["clip"]
-        metrics = tmp_path / "run/clip/metrics.jsonl"
-        wait(lambda: metrics.is_file() and metrics.read_text().count("\n") > 2, "steps", 120)
+        run = RunFiles(tmp_path / "run/clip")
+        wait(lambda: run.samples() > 0, "a checkpoint", 120)
         return path, job
 
     return begin
@@ -89,7 +89,6 @@ def test_ranks_that_are_killed(
     """One of two, whereupon the other is ended; then both. They go on from the last checkpoint."""
     path, job = begun()
     run = RunFiles(path.parent / "run/clip")
-    wait(lambda: run.samples() > 0, "a checkpoint", 60)
     os.kill(trainer_on(cluster, "n2"), signal.SIGKILL)
     wait(lambda: named(run, "first step") == 2, "another session's first step", 120)
     assert len(requeues(run)) == 1
@@ -129,7 +128,6 @@ def test_a_node_that_is_lost_and_comes_back(
     """The job waits for it, and goes on from the last checkpoint on as many nodes."""
     path, job = begun()
     run = RunFiles(path.parent / "run/clip")
-    wait(lambda: run.samples() > 0, "a checkpoint", 60)
     cluster.kill_node("n2")
     try:
         wait(lambda: "down" in cluster.status().nodes["n2"], "the node to be missed", 60)
@@ -145,7 +143,6 @@ def test_a_node_that_is_lost_is_done_without(
     """Slurm requeues the job; on the one node that is left it goes on from the last checkpoint."""
     path, job = begun(min_nodes=1)
     run = RunFiles(path.parent / "run/clip")
-    wait(lambda: run.samples() > 0, "a checkpoint", 60)
     cluster.kill_node("n2")
     try:
         wait_done(path, {"clip": job}, cluster)

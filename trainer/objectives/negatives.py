@@ -45,8 +45,10 @@ class OpposedCaptions:
         Of a caption's phrases the longest counts, at its first place; each that contradicts it
         gives an opposite, if the row has room for it.
         """
-        if tokens.is_meta:  # shapes alone: as if every caption had one
-            return torch.arange(len(tokens), device=tokens.device), tokens
+        if tokens.is_meta:  # shapes alone: as if every caption had the most that there can be
+            most = max(len(others) for _, others in self._opposites)
+            rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(most)
+            return rows, tokens.repeat_interleave(most, dim=0)
         opposed, has = [], []  # [B, L] and bool [B] of each pair of phrases
         undecided = torch.ones_like(tokens[:, 0], dtype=torch.bool)  # [B]
         for phrase, others in self._opposites:
