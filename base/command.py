@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 from pydantic import BaseModel
 
-from base.errors import Stopped, UserError, one_line
+from base.errors import Stopped, Unavailable, UserError, code_of, may_pass, one_line
 from base.stop import STOPPED, interrupted_by_signals
 
 _DEBUG = "--debug"
@@ -60,13 +60,15 @@ def emit_json(value: object) -> None:
 def line_and_code(error: BaseException) -> tuple[str, int]:
     """The line and the exit code that stand for `error`."""
     if isinstance(error, UserError):
-        return one_line(error), error.exit_code
+        return one_line(error), code_of(error)
     for cause in _causes(error):
         if _is_full(cause):
             return f"no space left on device{_place(cause)}; free some and run it again", 2
     if isinstance(error, OSError) and error.errno in _PATH and error.filename is not None:
         return f"{_text(error.filename)}: {error.strerror}", 2
     detail = one_line(error) or "no message"
+    if may_pass(error):
+        return f"{detail}; run it again later (--debug shows where)", Unavailable.exit_code
     return f"unexpected {type(error).__name__}: {detail} (--debug shows where)", 1
 
 

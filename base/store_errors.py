@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit, urlunsplit
 
-from base.errors import UserError, one_line
+from base.errors import Unavailable, UserError, one_line
 
 _LIBRARIES = {"aiobotocore", "aiohttp", "boto3", "botocore", "fsspec", "gcsfs", "google", "s3fs"}
 _NO_CREDENTIALS = {
@@ -27,7 +27,7 @@ class StoreError(UserError):
     """A store does not do what it was asked for."""
 
 
-class StoreSilent(StoreError):
+class StoreSilent(StoreError, Unavailable):
     """It does not answer, or with an error that may pass."""
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from base.errors import UserError
+from base.errors import Unavailable, UserError
 from base.stop import StopFlag
 from data_pipeline.cluster import cluster, cores, object_store, session_folder, set_defaults
 
@@ -31,12 +31,6 @@ _LEAVE_SECONDS = 20.0
 _POLL_SECONDS = 0.5
 _GONE = 4  # looks in a row at which the head does not answer
 _ANSWER_SECONDS = 5.0
-
-
-class _NotMet(UserError):
-    """The nodes did not come together, or fell apart: of this a job is run again."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -113,7 +107,7 @@ def serve_job(address: str | None = None) -> bool:
             while missed < _GONE:
                 missed = 0 if _answers(step) else missed + 1
                 if child.poll() is not None and not missed:
-                    raise _NotMet(f"{socket.gethostname()}: Ray ended on this node")
+                    raise Unavailable(f"{socket.gethostname()}: Ray ended on this node")
                 time.sleep(_POLL_SECONDS)
     return True
 
@@ -158,9 +152,11 @@ def _wait_for_head(
     while not _answers(step):
         stop.raise_if_requested()
         if child is not None and child.poll() is not None:
-            raise _NotMet(f"{step.address}: Ray's head ended with {child.returncode}; see above")
+            raise Unavailable(
+                f"{step.address}: Ray's head ended with {child.returncode}; see above"
+            )
         if time.monotonic() > deadline:
-            raise _NotMet(f"{step.address}: no Ray there after {_JOIN_SECONDS:.0f} s")
+            raise Unavailable(f"{step.address}: no Ray there after {_JOIN_SECONDS:.0f} s")
         time.sleep(_POLL_SECONDS)
 
 
@@ -169,7 +165,7 @@ def _wait_for_nodes(ray: Any, step: _Step, stop: StopFlag) -> None:
     while (there := sum(node["Alive"] for node in ray.nodes())) < step.count:
         stop.raise_if_requested()
         if time.monotonic() > deadline:
-            raise _NotMet(
+            raise Unavailable(
                 f"Ray: {there} of {step.count} nodes joined within {_JOIN_SECONDS:.0f} s; the logs "
                 "of the job's other processes say why"
             )

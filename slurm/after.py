@@ -1,14 +1,16 @@
 """The end of every batch script: whether the job has to run again, and the request for it.
 
 `python -m slurm.after CODE [RUN | --made FOLDER]`: CODE is that of the job step, RUN the run that
-it trained, FOLDER what else it made. A step that saved on request (75) is run again, and so is one
-that broke down: a lost rank, a GPU or a network that failed. What would end in the same way again
-(2, 3, 4, 130) is left, and so is what is being ended: a user's scancel, or Slurm's own requeue.
+it trained, FOLDER what else it made. A step that saved on request (75) is run again, one that was
+asked before it listened (140), and one that broke down: a lost rank, a GPU or a network that
+failed. What would end in the same way again (2, 3, 4, 130) is left, and so is what is being ended:
+a user's scancel, or Slurm's own requeue.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +25,8 @@ from slurm.restarts import Restarts
 from slurm.runs import RunFiles
 
 _FINAL = (0, 2, 3, 4, 130)  # exit codes of ours
+_UNHEARD = 128 + signal.SIGUSR2  # asked to save while Python was being started: nothing to save
+_HOW = {Stopped.exit_code: "saved", _UNHEARD: "was asked to stop before it began"}
 _FRUITLESS = 3  # restarts in a row that moved nothing
 _EARLY = 0.5  # of a job's time
 _END_SECONDS = 120.0  # for the requeue to end this process
@@ -41,16 +45,16 @@ def after(code: int, run: Path | None = None, made: Path | None = None) -> int:
     job = queue.own_job(os.environ)
     if job is None or code in _FINAL or not _retried(lambda: queue.runs(job)):
         return code
-    saved = code == Stopped.exit_code
+    asked = code in (Stopped.exit_code, _UNHEARD)
     progress = of_run(run) if run else of_folder(made) if made else Progress(None)
     restarts = Restarts(_retried(lambda: queue.output(job)).with_suffix(".restarts"))
-    if not (saved and _came_early(job)):
-        if not (saved and progress.count is None):
+    if not (asked and _came_early(job)):
+        if not (asked and progress.count is None):
             _require_progress(restarts.fruitless(progress.count), progress, code)
         restarts.add(code, progress.count)
     if run is not None:
         RunFiles(run).note("requeued", samples=progress.count, code=code)
-    how = "saved" if saved else f"broke down with {code}"
+    how = _HOW.get(code, f"broke down with {code}")
     _say(f"{how}; job {job} is requeued and goes on{progress}")
     _retried(lambda: queue.requeue(job))
     time.sleep(_END_SECONDS)

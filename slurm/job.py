@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from base.errors import UserError
+from base.errors import UserError, code_of
 from slurm.command import Command
 from slurm.environment import with_code
 from slurm.process import leave_in_peace, run_command
@@ -29,7 +29,7 @@ def run_job(path: str) -> None:
         code = Job(read_spec(Path(path)), os.environ).run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        code = error.exit_code
+        code = code_of(error)
     if code:
         raise SystemExit(code)
 

@@ -23,7 +23,7 @@ class Restarts:
     def fruitless(self, progress: int | None) -> int:
         """The last ones that began where the job is still.
 
-        Where nothing tells how far it is only breakdowns count.
+        Where nothing tells how far it is only breakdowns count, not what saved.
         """
         count = 0
         for code, at in reversed(self._read()):

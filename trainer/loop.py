@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from base.errors import Stopped, UserError
+from base.errors import Stopped, Unavailable, UserError, may_pass
 from base.hashing import stable_hash
 from base.lease import Lease, require_held
 from base.progress import Progress
@@ -250,12 +250,14 @@ def _require_readable(session: Session, coming: Coming) -> None:
     Raises:
         UserError: what one of them cannot read; on all ranks alike.
     """
-    failures = session.engine.gather(coming.failure and str(coming.failure))
-    found = [f"{why} (rank {rank})" for rank, why in enumerate(failures) if why is not None]
-    if found and len(failures) > 1:
-        raise UserError(found[0]) from coming.failure
-    if coming.failure is not None:
-        raise coming.failure
+    own = coming.failure
+    failures = session.engine.gather(own and (str(own), may_pass(own)))
+    if own is not None and len(failures) == 1:
+        raise own
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            why, passing = failure
+            raise (Unavailable if passing else UserError)(f"{why} (rank {rank})") from own
 
 
 def _loader(session: Session) -> Loader:

@@ -1,5 +1,6 @@
 """How commands end: one line, the documented exit code, JSON alone on standard output."""
 
+import errno
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from base.command import line_and_code
-from base.errors import Diverged, NothingUsable, Stopped, UserError
+from base.errors import Diverged, NothingUsable, Stopped, Unavailable, UserError
 
 APP = """
 import errno, os, sys, time
@@ -206,8 +207,8 @@ def test_the_name_in_messages(tmp_path: Path) -> None:
 
 
 def test_the_codes_of_the_contract() -> None:
-    codes = [kind.exit_code for kind in (UserError, NothingUsable, Diverged, Stopped)]
-    assert codes == [2, 3, 4, 75]
+    kinds = (UserError, NothingUsable, Diverged, Unavailable, Stopped)
+    assert [kind.exit_code for kind in kinds] == [2, 3, 4, 69, 75]
     assert line_and_code(RuntimeError()) == (
         "unexpected RuntimeError: no message (--debug shows where)",
         1,
@@ -217,3 +218,24 @@ def test_the_codes_of_the_contract() -> None:
 def test_a_message_that_speaks_of_a_full_disk_is_left_alone() -> None:
     error = UserError("metadata.json: No space left on device was found in the log")
     assert line_and_code(error) == (str(error), 2)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.EIO, 69), (errno.ESTALE, 69), (errno.ETIMEDOUT, 69), (errno.ENOENT, 2)],
+)
+def test_what_may_pass_has_a_code_of_its_own(number: int, code: int) -> None:
+    """Told by a line of ours or not: it is no mistake, and trying again may help."""
+    cause = OSError(number, os.strerror(number), "shard.tar")
+    told = UserError("shard.tar: cannot be read")
+    told.__cause__ = cause
+    assert line_and_code(told) == ("shard.tar: cannot be read", code)
+    line, own = line_and_code(cause)
+    assert own == code
+    assert line.endswith("; run it again later (--debug shows where)") is (code == 69)
+
+
+def test_a_mistake_that_is_told_while_another_error_is_handled_remains_one() -> None:
+    told = UserError("optim.lr: got 'fast', expected a number")
+    told.__context__ = OSError(errno.EIO, "Input/output error")
+    assert line_and_code(told) == (str(told), 2)

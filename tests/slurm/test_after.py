@@ -64,7 +64,7 @@ def run_at(folder: Path, samples: int) -> Path:
     return run
 
 
-@pytest.mark.parametrize("code", [75, 1, 137])
+@pytest.mark.parametrize("code", [75, 1, 69, 137])
 def test_what_saved_and_what_broke_down_is_run_again(tmp_path: Path, code: int) -> None:
     run = run_at(tmp_path, 64)
     assert after(tmp_path, code, run).startswith("requeue 17\n")
@@ -127,14 +127,15 @@ def test_what_a_dataset_has_finished_is_its_progress(tmp_path: Path) -> None:
     ("ran", "limit", "ends"),
     [(100, "1-00:00:00", False), (100, "UNLIMITED", False), (100, "00:02:00", True)],
 )
+@pytest.mark.parametrize("code", [75, 140])
 def test_preemptions_may_come_again_and_again(
-    tmp_path: Path, ran: int, limit: str, ends: bool
+    tmp_path: Path, code: int, ran: int, limit: str, ends: bool
 ) -> None:
-    """Before the first step too; but a time limit that is too short is told."""
+    """Before the first step too, or before Python listens; but too short a limit is told."""
     run = run_at(tmp_path, 64)
     for _ in range(4):
         started = int(time.time()) - ran
-        told = after(tmp_path, 75, run, times=f"StartTime={started} TimeLimit={limit}")
+        told = after(tmp_path, code, run, times=f"StartTime={started} TimeLimit={limit}")
     assert told.startswith("error: 3 restarts") == ends
     assert ("requeue 17" in told) != ends
 

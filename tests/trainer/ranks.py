@@ -6,8 +6,10 @@ FOLDER/report.json tells what was compared.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import sys
 from collections import Counter
@@ -25,7 +27,7 @@ import toy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from base.errors import Stopped, UserError
+from base.errors import Stopped, UserError, code_of
 from data_pipeline.schema.dataset import metadata_path, tar_path
 from trainer.checkpoint.read import resolve_checkpoint
 from trainer.config import AnyTrainConfig
@@ -69,6 +71,7 @@ def main(data: Path, folder: Path) -> None:
             report[key] = compare_with_full_gather(data, folder, zero, precision)
         report[f"{zero} collectives"] = [collectives(data, folder, zero, micro) for micro in (6, 2)]
     report["unreadable"] = unreadable(data, folder)
+    report["failing disk"] = failing_disk(data, folder)
     report["finished"] = finished(data, folder)
     if environment_rank() == 0:
         (folder / "report.json").write_text(json.dumps(report))
@@ -99,6 +102,21 @@ def unreadable(data: Path, folder: Path) -> list[tuple[str, int]]:
     train(config)
     train(toy.toy_config(copy, folder / "read", objective=pictures, train=on))
     return gathered(found)
+
+
+def failing_disk(data: Path, folder: Path) -> list[tuple[str, int]]:
+    """A disk that fails for a moment, on one rank's node; what each rank ended with."""
+
+    def fail(*arguments: Any) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    on = {"engine": "deepspeed", "zero_stage": 1}
+    config = toy.toy_config(data, folder / "failing", objective={"pictures": True}, train=on)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError) as caught:
+        if environment_rank() == 1:
+            patch.setattr(os, "preadv", fail)
+        train(config)
+    return gathered((str(caught.value), code_of(caught.value)))
 
 
 def finished(data: Path, folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from base.errors import NothingUsable, UserError
+from base.errors import NothingUsable, UserError, code_of
 from data_pipeline.schema import dataset as schema
 from trainer.batch import Batch, Needs
 from trainer.config import DataConfig
@@ -255,6 +255,18 @@ def test_damage_in_a_worker_is_told_in_one_line(tmp_path: Path) -> None:
     schema.tar_path(data, 0).unlink()
     with pytest.raises(UserError, match=r"00000\.tar: No such file"):
         read(plan(config(data)), workers=1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_disk_that_fails_is_no_mistake(tmp_path: Path, workers: int) -> None:
+    """Whichever process reads: the launcher tries it again."""
+    data = toy.write_dataset(tmp_path / "d", [4])
+    tar = schema.tar_path(data, 0)
+    tar.unlink()
+    tar.symlink_to("/proc/self/mem")  # whoever reads its first page is told EIO
+    with pytest.raises(UserError, match=r"00000\.tar: Input/output error") as caught:
+        read(plan(config(data)), workers=workers)
+    assert code_of(caught.value) == 69
 
 
 def kill_workers(number: int = signal.SIGKILL) -> None:

@@ -157,6 +157,15 @@ def test_data_that_one_rank_cannot_read_end_both_after_a_save(folder: Path) -> N
     assert_equal_runs(folder / "unread", folder / "read")
 
 
+def test_a_disk_that_fails_for_one_rank_is_no_mistake(folder: Path) -> None:
+    """Both ranks say so with their exit code: whoever launched them tries again."""
+    report: Any = json.loads((folder / "report.json").read_text())["failing disk"]
+    first, second = report
+    assert first == second
+    assert re.search(r"00000\.tar: Input/output error \(rank 1\)$", first[0])
+    assert first[1] == 69
+
+
 def test_a_finished_run_of_two_ranks_tells_what_it_has_no_use_for(folder: Path) -> None:
     """The first one does; and config.yaml stays what the run was trained with."""
     report: Any = json.loads((folder / "report.json").read_text())["finished"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from base.errors import UserError, one_line
+from base.errors import Unavailable, UserError, may_pass, one_line
 
 
 class Ranks(Protocol):
@@ -37,6 +37,7 @@ class Outcome:
 
     result: Any
     error: str | None
+    may_pass: bool = False
 
 
 def attempt(work: Callable[[], Any]) -> Outcome:
@@ -44,7 +45,7 @@ def attempt(work: Callable[[], Any]) -> Outcome:
     try:
         return Outcome(work(), None)
     except (OSError, UserError) as error:
-        return Outcome(None, one_line(error) or type(error).__name__)
+        return Outcome(None, one_line(error) or type(error).__name__, may_pass(error))
 
 
 def agreed(ranks: Ranks, outcome: Outcome, failure: str) -> list[Any]:
@@ -53,8 +54,9 @@ def agreed(ranks: Ranks, outcome: Outcome, failure: str) -> list[Any]:
     Raises:
         UserError: a rank failed; `failure` and its error, on all ranks alike.
     """
-    outcomes = ranks.gather((outcome.result, outcome.error))
-    for rank, (_, error) in enumerate(outcomes):
+    outcomes = ranks.gather((outcome.result, outcome.error, outcome.may_pass))
+    for rank, (_, error, passing) in enumerate(outcomes):
         if error is not None:
-            raise UserError(f"{failure}: {error} (rank {rank})")
-    return [result for result, _ in outcomes]
+            kind = Unavailable if passing else UserError
+            raise kind(f"{failure}: {error} (rank {rank})")
+    return [result for result, _, _ in outcomes]

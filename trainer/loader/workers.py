@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from base.errors import UserError
+from base.errors import Unavailable, UserError, may_pass, one_line
 from trainer.batch import Batch
 from trainer.loader.arrays import Arrays, layout
 from trainer.loader.plan import Plan
@@ -160,12 +160,15 @@ def _work(
         return
     except Exception as error:
         with suppress(OSError):
-            pipe.send(error if isinstance(error, UserError) else _plain(error))
+            pipe.send(_plain(error))
 
 
 def _plain(error: Exception) -> UserError:
-    """What any process can unpickle."""
-    return UserError(f"data loader: {type(error).__name__}: {' '.join(str(error).split())}")
+    """What any process can unpickle; its causes stay behind."""
+    if isinstance(error, UserError):
+        return Unavailable(str(error)) if may_pass(error) else error
+    kind = Unavailable if may_pass(error) else UserError
+    return kind(f"data loader: {type(error).__name__}: {one_line(error)}")
 
 
 def _ending(code: int | None) -> str:
