@@ -1,5 +1,6 @@
 """Pipelines of tests: launched, watched, waited for."""
 
+import filecmp
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ from base import yaml
 from slurm.testbed.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
+TEMPLATES = ROOT / "slurm/templates"
+SIZE = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
 SAMPLES = 1536
 
 
@@ -64,6 +67,22 @@ def pipeline(
     folder.mkdir(exist_ok=True)
     path.write_text(yaml.dump({"out": str(folder / "run"), "resources": common, "stages": stages}))
     return path
+
+
+def by_template(cluster: Cluster, folder: Path, name: str, *words: object) -> str:
+    """Submits a plain batch script as its head says."""
+    where = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
+    export = f"--export=ALL,{where},PYTHONPATH={ROOT},OMP_NUM_THREADS=1"
+    out = f"--output={folder}/%x.out"
+    script = str(TEMPLATES / f"{name}.sbatch")
+    return cluster.run("sbatch", "--parsable", *SIZE, export, out, script, *map(str, words)).strip()
+
+
+def same_files(one: Path, two: Path) -> None:
+    """Every file of two folders byte for byte."""
+    names = [sorted(str(p.relative_to(f)) for p in f.rglob("*") if p.is_file()) for f in (one, two)]
+    assert names[0] == names[1]
+    assert filecmp.cmpfiles(one, two, names[0], shallow=False)[1:] == ([], [])
 
 
 def jobs(path: Path, cluster: Cluster) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,20 @@ def test_the_batch_script(
     text = text.replace(str(Path(specs[0].code).parent), "FROZEN")
     text = text.replace(str(tmp_path), "/shared").replace(sys.executable, "python")
     assert text == (GOLDEN / f"{golden}.sbatch").read_text()
+
+
+def test_the_page_shows_the_script_of_its_pipeline() -> None:
+    """docs/slurm.md on 64 GPUs, but for the hash of the code."""
+    page = (ROOT / "docs/slurm.md").read_text()
+    shown = page.partition("# ---- prior ----\n")[2].partition("\n```")[0]
+    out = "/shared/runs/paper"
+    pipeline = Pipeline.read(ROOT / "configs/pipelines/paper.yaml", [f"out={out}"])
+    spec = pipeline.records.freeze(pipeline.nodes, write=False)["prior"]
+    needs = ["<job of vectors>", "<job of clip>"]
+    text = Batch(pipeline.records, [spec], pipeline.config.asked("prior"), needs).script
+    text = text.replace(spec.code, f"{out}/launch/frozen/HASH/code")
+    text = text.replace(sys.executable, "/shared/unclip/.venv/bin/python")
+    assert shown.rstrip() == re.sub(r"\n{3,}", "\n\n", text).rstrip()
 
 
 def test_stages_take_from_the_pipeline_what_they_do_not_say() -> None:

@@ -1,11 +1,22 @@
 """A pipeline on a real Slurm: two ranks on two nodes, signalled, requeued, failed, gone on with."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from launches import ROOT, jobs, log_of, pipeline, unclip, wait_done, weights
-from slurm_jobs import history, wait, wait_for
+from launches import (
+    ROOT,
+    by_template,
+    jobs,
+    log_of,
+    pipeline,
+    same_files,
+    unclip,
+    wait_done,
+    weights,
+)
+from slurm_jobs import history, state, wait, wait_for
 
 from base import yaml
 from base.source import commit
@@ -23,36 +34,56 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedded(pairs: Path) -> tuple[Path, Path]:
-    """A DATASET with embeddings, and the CLIP that they are of."""
+    """A DATASET with embeddings, and the CLIP that they are of; `bare` beside it has none."""
     dataset, clip = pairs.parent / "dataset", pairs.parent / "clip"
-    unclip("data", "prepare", pairs, "--out", dataset)
+    unclip("data", "prepare", pairs, "--out", dataset, "--set", "samples_per_shard=16")
+    shutil.copytree(dataset, pairs.parent / "bare")
     sets = (f"--set=out={clip}", f"--set=data.paths=[{dataset}]")
     unclip("train", ROOT / "configs/micro/clip.yaml", *sets)
     unclip("data", "embed", dataset, "--clip", clip)
     return dataset, clip
 
 
-@pytest.mark.parametrize("zero", [1, 2])
 def test_a_signal_costs_a_requeue_and_not_a_bit(
-    cluster: Cluster, embedded: tuple[Path, Path], tmp_path: Path, zero: int
+    cluster: Cluster, embedded: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """USR2 in mid-training of the prior: both ranks save together, and it ends as if alone."""
+    """USR2 in mid-training of the prior: both ranks save together, and it ends as if alone.
+
+    With ZeRO 1 and 2; of two ranks they add the same two gradients, so that one undisturbed run is
+    enough. All three at once: most of the time is waited.
+    """
     dataset, clip = embedded
 
-    def launched(folder: Path) -> tuple[Path, dict[str, str]]:
+    def launched(name: str, zero: int) -> tuple[Path, str]:
+        folder = tmp_path / name
         path = pipeline(folder, samples=3072, data=str(dataset), zero=zero, clip=clip)
-        return path, jobs(path, cluster)
+        return path, jobs(path, cluster)["prior"]
 
-    wait_done(*launched(tmp_path / "calm"), cluster)
-    path, found = launched(tmp_path / "hurt")
-    metrics = tmp_path / "hurt/run/prior/metrics.jsonl"
-    wait(lambda: metrics.is_file() and metrics.read_text().count("\n") > 3, "some steps", 120)
-    cluster.run("scancel", "--signal=USR2", found["prior"])
-    wait_done(path, found, cluster)
-    log = log_of(path, "prior", cluster)
-    assert log.count(f"saved; job {found['prior']} is requeued and goes on at ") == 1
-    assert log.count("preempted: ") == 1
-    assert weights(tmp_path / "hurt", "prior") == weights(tmp_path / "calm", "prior")
+    calm, *hurt = launched("calm", 1), launched("one", 1), launched("two", 2)
+    for path, job in hurt:
+        metrics = path.parent / "run/prior/metrics.jsonl"
+        wait(lambda file=metrics: file.is_file() and file.read_text().count("\n") > 3, "steps", 240)
+        cluster.run("scancel", "--signal=USR2", job)
+    for path, job in (calm, *hurt):
+        wait_done(path, {"prior": job}, cluster)
+    for path, job in hurt:
+        log = log_of(path, "prior", cluster)
+        assert log.count(f"saved; job {job} is requeued and goes on at ") == 1
+        assert log.count("preempted: ") == 1
+        assert weights(path.parent, "prior") == weights(calm[0].parent, "prior")
+
+
+def test_a_plain_batch_script_embeds_on_two_nodes_what_one_process_embeds(
+    cluster: Cluster, embedded: tuple[Path, Path], tmp_path: Path
+) -> None:
+    dataset, clip = embedded
+    bare = dataset.with_name("bare")
+    job = by_template(cluster, tmp_path, "embed", bare, "--clip", clip)
+    wait_for(cluster, job, "COMPLETED", "FAILED", seconds=180)
+    log = (tmp_path / "embed.out").read_text()
+    assert state(cluster, job) == "COMPLETED", log
+    assert log.count("Ray: 2 nodes") == 1
+    same_files(bare, dataset)
 
 
 @pytest.mark.timeout(1200)  # some three minutes on two quiet cores
@@ -64,7 +95,8 @@ def test_the_micro_pipeline_of_which_the_decoder_fails_once(
         unclip("data", "synth", tmp_path / name, "--count", count, "--seed", seed)
     out, env = tmp_path / "run", "resources.env={OMP_NUM_THREADS: '1'}"
     inputs = [f"stages.{name}.inputs=[{tmp_path / name}]" for name in ("train", "heldout")]
-    sets = [word for value in (f"out={out}", env, *inputs) for word in ("--set", value)]
+    wide = [f"stages.{name}.resources={{nodes: 2}}" for name in ("train", "train-embedded")]
+    sets = [word for value in (f"out={out}", env, *inputs, *wide) for word in ("--set", value)]
     micro = (ROOT / "configs/pipelines/micro.yaml", *sets, "--json")
 
     def states() -> dict[str, str]:
@@ -89,13 +121,31 @@ def test_the_micro_pipeline_of_which_the_decoder_fails_once(
     assert told["commit"] == commit()
     for name in others:
         assert history(cluster, first[name]) == ["COMPLETED"]
+    _evaluate_by_template(cluster, out, tmp_path)
+
+
+def _evaluate_by_template(cluster: Cluster, out: Path, folder: Path) -> None:
+    """Over two nodes it measures what the launch's one process did."""
+    (cascade,) = (out / "launch/frozen").rglob("report.yaml")
+    words = (cascade, "--data", out / "heldout", "--out", folder / "again", "--count", 8)
+    job = by_template(cluster, folder, "evaluate", *words)
+    wait_for(cluster, job, "COMPLETED", "FAILED", seconds=180)
+    assert state(cluster, job) == "COMPLETED", (folder / "evaluate.out").read_text()
+    (one,), (two,) = (
+        json.loads((report / "report.json").read_text())["results"]
+        for report in (out / "report", folder / "again")
+    )
+    assert two["clip_score"]["true"] == pytest.approx(one["clip_score"]["true"])
+    assert two["clip_score"]["drawn"]["cosine"] == pytest.approx(
+        one["clip_score"]["drawn"]["cosine"], abs=1e-3
+    )
 
 
 def test_all_that_waits_for_what_failed_or_was_cancelled_is_submitted_anew(
     cluster: Cluster, pairs: Path, tmp_path: Path
 ) -> None:
     """However deep it lies: no job is left that waits for one that will not come."""
-    path = pipeline(tmp_path, pairs, 64)
+    path = pipeline(tmp_path, pairs, 64, resources={"nodes": 1})
     shape = yaml.parse(path.read_text(), "")[0]
     again = {**shape["stages"]["clip"], "init_from": "stages.clip"}
     shape["stages"] |= {"second": again, "third": {**again, "init_from": "stages.second"}}

@@ -1,6 +1,5 @@
 """Other ways to the same: sweeps, plain batch scripts, Ray over nodes; and what is in their way."""
 
-import filecmp
 import getpass
 import json
 import os
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import ROOT, jobs, log_of, pipeline, unclip, wait_done, weights
+from launches import by_template, jobs, log_of, pipeline, same_files, unclip, wait_done, weights
 from slurm_jobs import state, submit, wait, wait_for
 
 from base import yaml
@@ -21,9 +20,6 @@ from slurm.runs import RunFiles
 from slurm.testbed.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
-
-TEMPLATES = ROOT / "slurm/templates"
-SIZE = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
 
 
 @pytest.fixture(scope="module")
@@ -50,28 +46,11 @@ def blocked(cluster: Cluster, tmp_path: Path) -> Iterator[str]:
     cluster.run("scancel", job)
 
 
-def by_template(cluster: Cluster, folder: Path, name: str, *words: object) -> str:
-    """Submits a plain batch script as its head says."""
-    where = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
-    export = f"--export=ALL,{where},PYTHONPATH={ROOT},OMP_NUM_THREADS=1"
-    out = f"--output={folder}/%x.out"
-    script = str(TEMPLATES / f"{name}.sbatch")
-    return cluster.run("sbatch", "--parsable", *SIZE, export, out, script, *map(str, words)).strip()
-
-
-def same_files(one: Path, two: Path) -> None:
-    """Every file of two folders byte for byte."""
-    names = [sorted(str(p.relative_to(f)) for p in f.rglob("*") if p.is_file()) for f in (one, two)]
-    assert names[0] == names[1]
-    assert filecmp.cmpfiles(one, two, names[0], shallow=False)[1:] == ([], [])
-
-
 def test_plain_batch_scripts_do_the_same(cluster: Cluster, dataset: Path, tmp_path: Path) -> None:
     """One signal in the middle of each; the run's bits are those of a launch that had none."""
     path = pipeline(tmp_path / "calm", data=str(dataset))
     found = jobs(path, cluster)
     config = yaml.parse(path.read_text(), "")[0]["stages"]["clip"]
-    wait_done(path, found, cluster)
     run = tmp_path / "hurt/run/clip"
     settings = [f"--set={each}" for each in config["overrides"]]
     words = (config["config"], run, f'--set=data.paths=["{dataset}"]', *settings)
@@ -79,9 +58,10 @@ def test_plain_batch_scripts_do_the_same(cluster: Cluster, dataset: Path, tmp_pa
     metrics = run / "metrics.jsonl"
     wait(lambda: metrics.is_file() and metrics.read_text().count("\n") > 2, "steps", 120)
     cluster.run("scancel", "--signal=USR2", job)
-    wait_for(cluster, job, "COMPLETED", "FAILED", seconds=150)
+    wait_for(cluster, job, "COMPLETED", "FAILED", seconds=240)
     log = (tmp_path / "train.out").read_text()
     assert state(cluster, job) == "COMPLETED", log
+    wait_done(path, found, cluster)
     assert weights(tmp_path / "hurt") == weights(tmp_path / "calm")
     assert log.count("is requeued and goes on at ") == 1
     assert str(RunFiles(run).preemptions()[0]) in log
