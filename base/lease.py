@@ -91,6 +91,11 @@ def owner(folder: Path) -> Owner | None:
     return None if found is None or found.gives_way_to(Owner.me()) else found
 
 
+def end_lease(folder: Path, holder: Owner) -> None:
+    """Take a local folder from a holder that is known to have ended, however that is known."""
+    _FileRecord(folder.absolute() / NAME).drop(holder)
+
+
 def _resolved(folder: Place) -> Place:
     return folder if isinstance(folder, StorePath) else folder.resolve()
 

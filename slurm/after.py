@@ -1,6 +1,7 @@
 """The end of every batch script: whether the job has to run again, and the request for it.
 
-`python -m slurm.after CODE [RUN | --made FOLDER]`: CODE is that of the job step, RUN the run that
+`python -m slurm.after CODE [RUN | --made FOLDER]`: CODE is srun's, for which that of the process
+that failed first is taken (slurm.failure), RUN the run that
 it trained, FOLDER what else it made. A step that saved on request (75) is run again, one that was
 asked before it listened (140), and one that broke down: a lost rank, a GPU or a network that
 failed. What would end in the same way again (2, 3, 4, 130) is left, and so is what is being ended:
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from base.errors import Stopped, UserError
-from slurm import queue
+from slurm import failure, queue
 from slurm.progress import Progress, of_folder, of_run
 from slurm.restarts import Restarts
 from slurm.runs import RunFiles
@@ -43,11 +44,15 @@ def after(code: int, run: Path | None = None, made: Path | None = None) -> int:
         UserError: nothing moves any more, or Slurm does not answer.
     """
     job = queue.own_job(os.environ)
-    if job is None or code in _FINAL or not _retried(lambda: queue.runs(job)):
+    if job is None or code in _FINAL:
+        return code
+    output = _retried(lambda: queue.output(job))
+    code = failure.take(output, os.environ) or code
+    if code in _FINAL or not _retried(lambda: queue.runs(job)):
         return code
     asked = code in (Stopped.exit_code, _UNHEARD)
     progress = of_run(run) if run else of_folder(made) if made else Progress(None)
-    restarts = Restarts(_retried(lambda: queue.output(job)).with_suffix(".restarts"))
+    restarts = Restarts(output.with_suffix(".restarts"))
     if not (asked and _came_early(job)):
         if not (asked and progress.count is None):
             _require_progress(restarts.fruitless(progress.count), progress, code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ class Batch:
             "constraint": asked.constraint,
             "exclude": asked.exclude,
             "dependency": f"afterok:{':'.join(self.after)}" if self.after else None,
-            "setup": [*_exports(specs, asked), *(asked.setup or ())],
+            "setup": [*_exports(specs, asked), *_setup(asked)],
             "srun_args": [
                 *("--kill-on-bad-exit=1", "--wait=0"),
                 *_spread(asked),
@@ -138,12 +139,27 @@ def _spread(asked: Resources) -> list[str]:
 
 
 def _exports(specs: Sequence[Spec], asked: Resources) -> list[str]:
-    values = with_code(asked.env or {}, specs[0].code)
+    values = with_code({**_modules(asked), **(asked.env or {})}, specs[0].code)
     lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
     lines.append("trap : USR2  # which may reach this script too")
     if asked.nodes != 1 and specs[0].run is None:
         lines.append(_RAY_TOKEN)
     return lines
+
+
+def _modules(asked: Resources) -> dict[str, str]:
+    """Where this Python finds more modules, as a cluster's software does; not in a container."""
+    paths = os.environ.get("PYTHONPATH")
+    if not paths or asked.python is not None:
+        return {}
+    return {
+        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, filter(None, paths.split(os.pathsep))))
+    }
+
+
+def _setup(asked: Resources) -> list[str]:
+    """The user's lines; where they ask for it, not the end of the script when the step fails."""
+    return [*asked.setup, "set +e  # what comes after srun is to run"] if asked.setup else []
 
 
 def _after(specs: Sequence[Spec]) -> str:

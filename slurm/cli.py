@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -14,6 +16,8 @@ from rich.live import Live
 
 from base.command import emit_json
 from base.errors import UserError
+from base.lease import owner
+from base.owner import Owner
 from slurm import batch, dry_run, queue
 from slurm.launch import run_here, submit
 from slurm.pipeline import Pipeline
@@ -94,9 +98,14 @@ def launch(
     elif status:
         _show_status(found, cluster == "slurm", json)
     elif logs is not None:
+        if cluster == "local":
+            raise UserError("--logs: with --cluster local stages write where they were launched")
         _show_logs(found, logs, rank)
     elif cancel:
-        _cancel(found, json)
+        if cluster == "local":
+            _cancel_here(found, json)
+        else:
+            _cancel(found, json)
     elif cluster == "local":
         run_here(found, _say)
         _done(found, {}, json)
@@ -173,6 +182,22 @@ def _show_logs(pipeline: Pipeline, stage: str, rank: int) -> None:
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             typer.echo(line, nl=False)
+
+
+def _cancel_here(pipeline: Pipeline, json: bool) -> None:
+    """Ask the launch that runs on this machine to have its stage save, and end."""
+    holder = owner(pipeline.records.folder)
+    if holder is not None:
+        me = Owner.me()
+        if (holder.host, holder.namespace) != (me.host, me.namespace):
+            raise UserError(f"--cancel: it runs on another machine, {holder.describe()}")
+        os.kill(holder.pid, signal.SIGTERM)
+    if json:
+        emit_json({"asked": None if holder is None else holder.pid})
+    elif holder is None:
+        _say("no launch of this pipeline runs here")
+    else:
+        _say(f"asked to save and end: {holder.describe()}")
 
 
 def _cancel(pipeline: Pipeline, json: bool) -> None:

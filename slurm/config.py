@@ -12,6 +12,7 @@ from base.config import Config
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 
+RECORDS = "launch"  # the launcher's folder below `out`
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Of sbatch's options those that follow from fields of Resources, or that a job's end depends on.
@@ -176,6 +177,8 @@ class PipelineConfig(Config):
         for name in self.stages:
             if not NAME.fullmatch(name):
                 raise ValueError(f"stages: got name {name!r}, expected one like up256")
+            if name == RECORDS:
+                raise ValueError(f"stages: got name {name!r}, whose folder is the launcher's")
         return self
 
     def asked(self, name: str) -> Resources:

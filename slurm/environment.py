@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from base.errors import UserError
@@ -18,6 +18,15 @@ def with_code(environment: Mapping[str, str], code: str) -> dict[str, str]:
     paths = [code, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     path = os.pathsep.join(dict.fromkeys(paths))
     return {**environment, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
+def leave_array(environment: MutableMapping[str, str]) -> None:
+    """Take out what tells of an array of jobs, for those that are launched from one of its jobs.
+
+    Slurm sets it for elements of arrays alone, so that any other job would be taken for that one.
+    """
+    for name in [name for name in environment if name.startswith("SLURM_ARRAY_")]:
+        del environment[name]
 
 
 def require_safe_path() -> None:

@@ -44,7 +44,8 @@ def build(config: PipelineConfig, here: Path) -> list[Node]:
     A command's word `{frozen}` stands for the folder that `files` are written to.
 
     Raises:
-        UserError: a name that no stage has, the wrong kind of stage, a circle, a missing config.
+        UserError: a name that no stage has, the wrong kind of stage, a circle, a missing config,
+            two stages that embed one DATASET.
     """
     found = {name: _references(name, config) for name in config.stages}
     for name, needs in found.items():
@@ -54,6 +55,7 @@ def build(config: PipelineConfig, here: Path) -> list[Node]:
     maker, nodes = _Maker(config, here), dict[str, Node]()
     for name in order:
         nodes[name] = maker.node(name, {need: nodes[need] for _, need in found[name]})
+        _require_sole(nodes[name], nodes.values())
     return list(nodes.values())
 
 
@@ -71,6 +73,15 @@ def ancestors(config: PipelineConfig, name: str) -> set[str]:
             left += [] if need in found else [need]
             found.add(need)
     return found
+
+
+def _require_sole(node: Node, nodes: Iterable[Node]) -> None:
+    """One embedding of a DATASET takes the place of another."""
+    for other in nodes:
+        if node.kind == other.kind == "embed" and node.makes == other.makes and node is not other:
+            raise UserError(
+                f"stages.{node.name}.data: {node.makes} is embedded by stages.{other.name} already"
+            )
 
 
 def _require_known(config: PipelineConfig, name: str, field: str, need: str) -> None:

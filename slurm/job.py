@@ -14,7 +14,7 @@ from pathlib import Path
 from base.errors import UserError, code_of
 from slurm.command import Command
 from slurm.environment import with_code
-from slurm.process import leave_in_peace, run_command
+from slurm.process import as_process, run_command
 from slurm.records import Records, Spec, read_spec
 
 
@@ -24,14 +24,17 @@ def run_job(path: str) -> None:
     Raises:
         SystemExit: the stage did not end well, with its exit code; 75: run it again.
     """
-    leave_in_peace(os.environ)
-    try:
-        code = Job(read_spec(Path(path)), os.environ).run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        code = code_of(error)
+    code = as_process(os.environ, lambda: _run(Path(path)))
     if code:
         raise SystemExit(code)
+
+
+def _run(path: Path) -> int:
+    try:
+        return Job(read_spec(path), os.environ).run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return code_of(error)
 
 
 class Job:

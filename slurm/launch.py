@@ -11,12 +11,13 @@ from pathlib import Path
 from submitit.core.utils import FailedJobError
 
 from base.errors import UserError, one_line
-from base.lease import Lease, owner
+from base.lease import Lease, end_lease, owner
+from base.owner import Owner
 from slurm import queue
 from slurm.batch import Batch
 from slurm.check import check_configs, require_inputs
 from slurm.config import Resources
-from slurm.environment import require_safe_path, with_code
+from slurm.environment import leave_array, require_safe_path, with_code
 from slurm.graph import Node
 from slurm.pipeline import Pipeline
 from slurm.records import Spec
@@ -73,6 +74,7 @@ def submit(pipeline: Pipeline, say: Say) -> dict[str, str]:
     queue.require_slurm()
     require_safe_path()
     require_inputs(pipeline)
+    leave_array(os.environ)
     records, new = pipeline.records, list[str]()
     with Lease(records.folder):
         specs = records.freeze(pipeline.nodes)
@@ -83,6 +85,9 @@ def submit(pipeline: Pipeline, say: Say) -> dict[str, str]:
         for nodes in found.left:
             require_acceptable(pipeline, [specs[node.name] for node in nodes], nodes[0])
         queue.cancel(found.stranded)
+        for spec in (specs[name] for name in found.names_left):
+            if (other := _holder(spec)) is not None and _is_of_ended(pipeline, spec, other):
+                end_lease(Path(spec.makes), other)
         jobs = dict(found.alive)
         for name, number in jobs.items():
             say(f"{name}: job {number}, submitted before")
@@ -106,11 +111,24 @@ def require_acceptable(pipeline: Pipeline, specs: list[Spec], node: Node) -> Non
         UserError: who has a RUN's folder, or Slurm's reason.
     """
     for spec in specs:
-        if spec.run is not None and (other := owner(spec.run)) is not None:
+        other = _holder(spec)
+        if other is not None and not _is_of_ended(pipeline, spec, other):
             raise UserError(f"stages.{spec.name}: {spec.run} is in use by {other.describe()}")
     reason = queue.refusal(Batch(pipeline.records, specs, pipeline.asked(node)).script)
     if reason is not None:
         raise UserError(f"stages.{node.name}: Slurm refuses it: {reason}")
+
+
+def _holder(spec: Spec) -> Owner | None:
+    return None if spec.run is None else owner(spec.run)
+
+
+def _is_of_ended(pipeline: Pipeline, spec: Spec, other: Owner) -> bool:
+    """Whether it is the job that this stage, which is left to be submitted, had before.
+
+    Killed, it may have left its lease, on a machine that nobody here can look into.
+    """
+    return other.job is not None and other.job == pipeline.records.jobs().get(spec.name)
 
 
 def _submitted(job: Batch, new: list[str]) -> list[str]:

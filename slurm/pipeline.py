@@ -9,7 +9,7 @@ from pathlib import Path
 
 from base.config import load_config
 from base.errors import UserError
-from slurm.config import PipelineConfig, Resources
+from slurm.config import RECORDS, PipelineConfig, Resources
 from slurm.graph import Node, build
 from slurm.records import Records
 from slurm.sweep import sweep
@@ -48,7 +48,7 @@ class Pipeline:
     @cached_property
     def records(self) -> Records:
         """The launcher's folder below `out`."""
-        return Records(Path(self.config.out).absolute() / "launch")
+        return Records(Path(self.config.out).absolute() / RECORDS)
 
     def jobs(self) -> list[list[Node]]:
         """The stages, those that are one array of jobs together."""
@@ -68,7 +68,7 @@ class Pipeline:
         """What no cluster could give sense to.
 
         Raises:
-            UserError: several processes for work that one does, or an empty range of nodes.
+            UserError: several processes a node for work that one does, or an empty range of nodes.
         """
         asked, where = self.asked(node), f"stages.{node.name}.resources"
         if node.kind in ("prepare", "embed") and asked.tasks != 1:
@@ -77,8 +77,6 @@ class Pipeline:
                 f"{node.kind} is one process a node, whose Ray takes all of cpus_per_task and "
                 "gpus_per_node"
             )
-        if node.kind == "evaluate" and (asked.nodes, asked.tasks) != (1, 1):
-            raise UserError(f"{where}: got {asked.nodes} × {asked.tasks} processes, expected one")
         delay, minutes = asked.signal_delay_s, asked.minutes
         if delay is not None and minutes is not None and delay >= 60 * minutes:
             raise UserError(

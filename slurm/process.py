@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from base.errors import Stopped
-from slurm import queue
+from slurm import failure, queue
 from slurm.command import Command
 from slurm.lookout import Lookout
 from slurm.runs import RunFiles
@@ -35,14 +35,18 @@ def run_command(
     return _looked_after(command, words, RunFiles(run), job)
 
 
-def leave_in_peace(environment: Mapping[str, str]) -> None:
-    """Have a process beyond the first one not die of SIGTERM when its command is done.
+def as_process(environment: Mapping[str, str], work: Callable[[], int]) -> int:
+    """Do the work of one process of a job step, or of one alone; its exit code.
 
-    Slurm ends the others as soon as the first one has ended with 75, also when they are only
-    leaving, and a handler in Python is gone by then; while a command runs it is told as ever.
+    A process beyond the first one does not die of SIGTERM when its command is done: Slurm ends the
+    others as soon as the first one has ended with 75, also when they are only leaving, and a
+    handler in Python is gone by then; while a command runs it is told as ever.
     """
     if environment.get("SLURM_PROCID", "0") != "0":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    code = work()
+    failure.note(environment, code)
+    return code
 
 
 def _looked_after(command: Command, words: Sequence[str], files: RunFiles, job: str) -> int:

@@ -21,6 +21,7 @@ _ALIVE = (
     *("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD"),
     *("RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED"),
 )
+HOPELESS = "DependencyNeverSatisfied"  # Slurm's reason
 # What sbatch says where there is no controller to ask.
 _SILENT = ("Unable to contact", "Connection refused", "timed out", "configuration source")
 
@@ -47,7 +48,7 @@ class JobState:
     @property
     def hopeless(self) -> bool:
         """Whether it waits for a job that did not end well."""
-        return self.reason == "DependencyNeverSatisfied"
+        return self.reason == HOPELESS
 
 
 def own_job(environment: Mapping[str, str]) -> str | None:

@@ -57,7 +57,8 @@ def status(pipeline: Pipeline, ask_slurm: bool = True) -> list[StageStatus]:
     records = pipeline.records
     jobs = records.jobs()
     known = queue.states(jobs.values()) if ask_slurm and jobs else {}
-    here, found = {} if ask_slurm else _here(records), []
+    here = {} if ask_slurm else _here(records)
+    found, stuck = list[StageStatus](), set[str]()
     for node in pipeline.nodes:
         job = jobs.get(node.name) if ask_slurm else None
         state = known.get(job) if job is not None else None
@@ -68,6 +69,10 @@ def status(pipeline: Pipeline, ask_slurm: bool = True) -> list[StageStatus]:
         stage = _stage(node, done or here.get(node.name), job, state)
         if done is None and job is not None and (state is None or state.failed):
             stage = replace(stage, reason=_why(records, job, state))
+        if stage.moving and stuck.intersection(node.needs):  # Slurm says so of the next one alone
+            stage = replace(stage, reason=queue.HOPELESS)
+        if done is None and not stage.moving:
+            stuck.add(node.name)
         found.append(stage)
     return found
 

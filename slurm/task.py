@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from slurm.process import leave_in_peace, run_command
+from slurm.process import as_process, run_command
 
 _USAGE = (
     "usage: python -m slurm.task [--run RUN] COMMAND …, such as `train configs/tiny/prior.yaml`"
@@ -25,8 +25,8 @@ def main(words: list[str]) -> int:
     if not words or words[0].startswith("-"):
         print(_USAGE, file=sys.stderr)
         return 2
-    leave_in_peace(os.environ)
-    return run_command(["-m", "unclip", *words], os.environ, run)
+    command = ["-m", "unclip", *words]
+    return as_process(os.environ, lambda: run_command(command, os.environ, run))
 
 
 if __name__ == "__main__":

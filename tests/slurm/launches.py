@@ -102,7 +102,7 @@ def wait_done(path: Path, found: dict[str, str], cluster: Cluster) -> None:
         assert not bad, log_of(path, bad.pop(), cluster)
         return set(states.values()) == {"done"}
 
-    wait(over, f"end of {found}", 240)
+    wait(over, f"end of {found}", 240, every=2)  # each look is a process, which takes its time
 
 
 def weights(folder: Path, stage: str = "clip") -> bytes:

@@ -31,8 +31,8 @@ def history(cluster: Cluster, job: str) -> list[str]:
     return [line.split()[0] for line in cluster.run(*asked, "--jobs", job).splitlines()]
 
 
-def wait(holds: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    """Waits until it holds.
+def wait(holds: Callable[[], bool], what: str, seconds: float = 60, every: float = 0.2) -> None:
+    """Waits until it holds; looks `every` so many seconds.
 
     Raises:
         TimeoutError: it does not, for so long.
@@ -41,7 +41,7 @@ def wait(holds: Callable[[], bool], what: str, seconds: float = 60) -> None:
     while not holds():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds:.0f} s")
-        time.sleep(0.2)
+        time.sleep(every)
 
 
 def wait_for(cluster: Cluster, job: str, *states: str, seconds: float = 60) -> None:

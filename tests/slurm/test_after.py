@@ -32,6 +32,7 @@ def after(
     shows: str = ":",
     times: str = "",
     job: Mapping[str, str] = MappingProxyType({"SLURM_JOB_ID": "17"}),
+    ends: int | None = None,
 ) -> str:
     """What scontrol was asked for; the command's end is that of the job where it was."""
     asked, program = folder / "asked", folder / "bin/scontrol"
@@ -53,7 +54,7 @@ def after(
     )
     told = asked.read_text() if asked.exists() else ""
     if not told:
-        assert done.returncode == words[0]
+        assert done.returncode == (words[0] if ends is None else ends)
     return told + done.stderr
 
 
@@ -82,6 +83,19 @@ def test_what_would_end_so_again_is_left(tmp_path: Path, code: int) -> None:
 def test_a_job_that_is_being_ended_is_left(tmp_path: Path, state: str) -> None:
     """A user's scancel, or a preemption after which Slurm requeues by itself."""
     assert after(tmp_path, 75, run_at(tmp_path, 64), state=state) == ""
+
+
+@pytest.mark.parametrize("told", [75, 137])
+def test_what_failed_first_counts_and_not_the_highest_code(tmp_path: Path, told: int) -> None:
+    """Slurm ended the others, of which one saved, or was killed; that of another start does not."""
+    run = run_at(tmp_path, 64)
+    (tmp_path / "17_0_log.failed1").write_text("2")
+    (tmp_path / "17_0_log.failed0").write_text("69")
+    assert "\nbroke down with 69; job 17" in after(tmp_path, told, run)
+    assert (tmp_path / "17_0_log.restarts").read_text() == "69 64\n"
+    again = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "1"}
+    assert after(tmp_path, told, run, job=again, ends=2) == ""
+    assert not list(tmp_path.glob("*.failed*"))
 
 
 def test_restarts_without_a_step_come_to_an_end(tmp_path: Path) -> None:

@@ -106,6 +106,15 @@ def test_a_cascade_is_written_with_the_runs_of_its_stages(tmp_path: Path) -> Non
             },
             "stages: a circle, a → b → a|stages: a circle, b → a → b",
         ),
+        (
+            {
+                "d": DATA,
+                "c": trained("stages.d"),
+                "a": {"kind": "embed", "data": "stages.d", "clip": "stages.c"},
+                "b": {"kind": "embed", "data": "stages.a", "clip": "ViT-B-32"},
+            },
+            r"stages\.b\.data: .*/d is embedded by stages\.a already",
+        ),
         ({"a": trained("x", config="none.yaml")}, r"stages\.a\.config: .*none\.yaml"),
     ],
 )
@@ -122,26 +131,32 @@ def graphs(draw: st.DrawFn) -> dict[str, Any]:
     stages: dict[str, Any] = {"s0": DATA}
     made: dict[str, list[str]] = {"prepare": ["s0"], "embed": [], "train": [], "evaluate": []}
 
+    embedded: list[str] = []  # a second time would be refused
+
     def earlier(*kinds: str) -> str:
         names = [name for kind in kinds for name in made[kind]]
         return f"stages.{draw(st.sampled_from(names))}"
 
     for number in range(1, draw(st.integers(2, 10))):
-        kinds = ["prepare", "train", *(["embed", "evaluate"] if made["train"] else [])]
+        bare = [n for n in made["prepare"] if f"stages.{n}" not in embedded]
+        kinds = ["prepare", "train", *(["evaluate"] if made["train"] else [])]
+        kinds += ["embed"] if made["train"] and bare else []
         kind, name = draw(st.sampled_from(kinds)), f"s{number}"
-        data = {} if kind == "prepare" else {"data": earlier("prepare", "embed")}
+        data = earlier("prepare", "embed")
         match kind:
             case "prepare":
                 stages[name] = DATA
             case "embed":
-                stages[name] = {"kind": kind, "data": earlier("prepare"), "clip": earlier("train")}
+                data = f"stages.{draw(st.sampled_from(bare))}"
+                embedded.append(data)
+                stages[name] = {"kind": kind, "data": data, "clip": earlier("train")}
             case "evaluate":
                 cascade = {"clip": earlier("train"), "decoder": {"run": earlier("train")}}
-                stages[name] = {"kind": kind, **data, "cascade": cascade}
+                stages[name] = {"kind": kind, "data": data, "cascade": cascade}
             case _:
                 fields = draw(st.sets(st.sampled_from(["clip", "init_from"])))
                 more = {field: earlier("train") for field in fields if made["train"]}
-                stages[name] = trained(data["data"], **more)
+                stages[name] = trained(data, **more)
         made[kind].append(name)
     return {name: stages[name] for name in draw(st.permutations(list(stages)))}
 
@@ -154,6 +169,8 @@ def test_each_artefact_is_made_before_it_is_used(
     """By the names in the file, and by the paths in commands and configs."""
     found = nodes(tmp_path_factory.mktemp("graph"), **stages)
     assert set(found) == set(stages)
+    made = [(node.kind == "embed", node.makes) for node in found.values()]
+    assert len(set(made)) == len(made)
     before: dict[str, Node] = {}
     for name, node in found.items():
         named = set(re.findall(r"stages\.(s\d+)", str(stages[name])))

@@ -180,6 +180,29 @@ def test_a_rank_that_is_leaving_is_not_ended_by_slurm(tmp_path: Path) -> None:
     assert Path(spec.makes).is_dir()
 
 
+@pytest.mark.parametrize(("code", "noted"), [(2, "2"), (69, "69"), (75, None), (0, None)])
+def test_the_first_process_that_fails_writes_down_its_code(
+    tmp_path: Path, code: int, noted: str | None
+) -> None:
+    """Of those that Slurm ends afterwards one may end with a higher one."""
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\necho JobId=17 StdOut={tmp_path}/17_0_log.out Power=\n")
+    scontrol.chmod(0o755)
+    step = {"SLURM_JOB_ID": "17", "SLURM_STEP_NUM_TASKS": "2", "SLURM_RESTART_COUNT": "3"}
+    step |= {"SLURM_PROCID": "1", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
+    step |= {"PYTHONPATH": str(ROOT), "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    for ends in (code, 1):  # the second one comes too late, if the first has failed
+        (folder := tmp_path / f"ends{ends}").mkdir()
+        spec = stage(folder, f"raise SystemExit({ends})")
+        path = Path(spec.code).parent / "stages/prior.json"
+        subprocess.run([sys.executable, "-c", RUN, path], env={**os.environ, **step}, timeout=60)
+        if noted is None:
+            break
+    found = [path.read_text() for path in tmp_path.glob("17_0_log.failed3")]
+    assert found == ([] if noted is None else [noted])
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
 @pytest.mark.parametrize(("rank", "code"), [("0", 75), ("1", 0)])
 def test_a_signal_is_passed_on_and_the_first_process_says_how_it_ended(

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,16 @@ from launches import unclip
 from typer.testing import CliRunner
 
 from base.errors import UserError
-from base.lease import Lease
+from base.lease import Lease, end_lease
+from base.owner import Owner
 from base.source import commit
 from slurm import queue
 from slurm.batch import Batch, signal_delay
 from slurm.check import check_configs, require_inputs
 from slurm.cli import app
 from slurm.config import DEFAULTS, Resources
-from slurm.environment import with_code
+from slurm.environment import leave_array, with_code
+from slurm.launch import require_acceptable
 from slurm.pipeline import Pipeline
 from slurm.queue import JobState
 from slurm.records import Records
@@ -77,9 +81,15 @@ def call(*words: object) -> str:
     ],
 )
 def test_the_batch_script(
-    file: Path, tmp_path: Path, golden: str, stages: list[str], overrides: list[str]
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    golden: str,
+    stages: list[str],
+    overrides: list[str],
 ) -> None:
     """Word for word; another text may be right as well, but not unnoticed."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     swept = ["seed=1,2"] if golden == "array" else None
     pipeline = Pipeline.read(file, overrides, swept)
     found = pipeline.records.freeze(pipeline.nodes, write=False)
@@ -91,8 +101,39 @@ def test_the_batch_script(
     assert text == (GOLDEN / f"{golden}.sbatch").read_text()
 
 
-def test_the_page_shows_the_script_of_its_pipeline() -> None:
+def test_what_this_python_finds_by_pythonpath_the_jobs_find_too(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the frozen code; not where `env` says otherwise, nor in a container."""
+    monkeypatch.setenv("PYTHONPATH", f"/opt/site:{os.pathsep}lib")
+    wanted = f"code:/opt/site:{Path('lib').absolute()}\n"
+    for override, found in (
+        ("resources.nodes=1", wanted),
+        ("resources.env={PYTHONPATH: /mine}", "code:/mine\n"),
+        ("resources.python=/opt/python", "code\n"),
+    ):
+        (line,) = [line for line in script(file, override) if "PYTHONPATH=" in line]
+        assert line.endswith(found)
+
+
+def test_lines_of_the_user_do_not_end_the_script_when_the_step_fails(file: Path) -> None:
+    """With `set -e` it would end before it asks for another run."""
+    lines = script(file, "stages.data.resources.setup=[set -euo pipefail]")
+    (asked,) = [n for n, line in enumerate(lines) if line == "set -euo pipefail\n"]
+    assert lines[asked + 1].startswith("set +e")
+    assert next(n for n, line in enumerate(lines) if line.startswith("srun ")) > asked + 1
+
+
+def script(file: Path, override: str) -> list[str]:
+    """That of the stage `data`, by lines."""
+    pipeline = Pipeline.read(file, [override])
+    spec = pipeline.records.freeze(pipeline.nodes, write=False)["data"]
+    return Batch(pipeline.records, [spec], pipeline.config.asked("data")).script.splitlines(True)
+
+
+def test_the_page_shows_the_script_of_its_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/slurm.md on 64 GPUs, but for the hash of the code."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     page = (ROOT / "docs/slurm.md").read_text()
     shown = page.partition("# ---- prior ----\n")[2].partition("\n```")[0]
     out = "/shared/runs/paper"
@@ -132,6 +173,7 @@ def test_stages_take_from_the_pipeline_what_they_do_not_say() -> None:
         ("resources.sbatch={output: here}", r"resources\.sbatch: got 'output', which the launcher"),
         ("resources.sbatch={gpus_per_node: 8}", r"sbatch: got 'gpus_per_node', which the launcher"),
         ("stages.Data.kind=prepare", r"Data"),
+        ("stages.launch={kind: prepare, inputs: [pairs]}", r"got name 'launch', whose folder is"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_submitted(
@@ -387,6 +429,73 @@ def test_status_of_what_was_not_begun_and_of_what_is_done(file: Path) -> None:
         "seconds_lost": 0,
     }
     assert "128 / 640" in call(file, "--status", "--cluster", "local")
+
+
+def test_a_failure_is_told_to_all_that_wait_for_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm says so of the next stage alone; a live status would never end."""
+    text = file.read_text()
+    again = text[text.index("  prior:") :].replace("  prior:", "  second:")
+    file.write_text(text + again + "    init_from: stages.prior\n")
+    pipeline = Pipeline.read(file, [])
+    specs = pipeline.records.freeze(pipeline.nodes)
+    for name, job in (("data", "7"), ("prior", "8"), ("second", "9")):
+        pipeline.records.set_job(specs[name], job)
+    known = {"7": JobState("FAILED"), "8": JobState("PENDING", reason=queue.HOPELESS)}
+    known["9"] = JobState("PENDING", reason="Dependency")
+    monkeypatch.setattr(queue, "states", lambda jobs: known)
+    stages = status(pipeline)
+    assert [stage.moving for stage in stages] == [False, False, False]
+    assert stages[2].reason == "DependencyNeverSatisfied"
+    known |= {"7": JobState("RUNNING"), "8": JobState("PENDING", reason="Dependency")}
+    assert [stage.moving for stage in status(pipeline)] == [True, True, True]
+
+
+def test_a_lease_that_an_ended_job_of_the_stage_left_is_no_hindrance(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed on another machine, it could not let go; anybody else's lease is."""
+    monkeypatch.setattr(queue, "refusal", lambda script: None)
+    pipeline = Pipeline.read(file, [])
+    spec = pipeline.records.freeze(pipeline.nodes)["prior"]
+    node = next(node for node in pipeline.nodes if node.name == "prior")
+    run = Path(spec.makes)
+    run.mkdir(parents=True)
+    elsewhere = replace(Owner.me(), host="n17", job="26", token="t")
+    (run / "unclip.lock").write_bytes(elsewhere.to_bytes())
+    pipeline.records.set_job(spec, "25")
+    with pytest.raises(UserError, match=r"in use by host n17, .*, Slurm job 26"):
+        require_acceptable(pipeline, [spec], node)
+    pipeline.records.set_job(spec, "26")
+    require_acceptable(pipeline, [spec], node)
+    end_lease(run, elsewhere)
+    with Lease(run):
+        pass
+
+
+def test_a_launch_from_an_element_of_an_array_is_none_itself() -> None:
+    environment = {"SLURM_ARRAY_JOB_ID": "27", "SLURM_ARRAY_TASK_ID": "5", "SLURM_JOB_ID": "29"}
+    leave_array(environment)
+    assert environment == {"SLURM_JOB_ID": "29"}
+
+
+def test_what_runs_here_can_be_asked_to_end(file: Path) -> None:
+    folder = Pipeline.read(file, []).records.folder
+    here = (file, "--cancel", "--cluster", "local")
+    assert json.loads(unclip("launch", *here, "--json")) == {"asked": None}
+    with pytest.raises(UserError, match="--logs: with --cluster local stages write where they"):
+        call(file, "--logs", "prior", "--cluster", "local")
+    program = "from base.lease import Lease; import sys, time\nwith Lease(sys.argv[1]):"
+    program += "\n print(1, flush=True); time.sleep(60)"
+    words = [sys.executable, "-c", program, folder]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert json.loads(unclip("launch", *here, "--json")) == {"asked": child.pid}
+        assert child.wait(30) == -signal.SIGTERM
 
 
 def test_stages_that_run_here_have_states(file: Path) -> None:

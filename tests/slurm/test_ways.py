@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import by_template, jobs, log_of, pipeline, same_files, unclip, wait_done, weights
+from launches import (
+    ROOT,
+    by_template,
+    jobs,
+    log_of,
+    pipeline,
+    same_files,
+    unclip,
+    wait_done,
+    weights,
+)
 from slurm_jobs import state, submit, wait, wait_for
 
 from base import yaml
@@ -67,6 +77,30 @@ def test_plain_batch_scripts_do_the_same(cluster: Cluster, dataset: Path, tmp_pa
     assert str(RunFiles(run).preemptions()[0]) in log
 
 
+def test_a_mistake_of_one_process_is_not_hidden_by_another_that_saves(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Slurm ends the first one, which leaves with 75: srun tells that, and not the other's 2."""
+    saves = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); time.sleep(60)"
+    python, words = sys.executable, ("-m", "slurm.task", "data", "status", "/nowhere")
+    program = tmp_path / "step.sh"
+    program.write_text(
+        f'[ "$SLURM_PROCID" = 0 ] && exec {python} -c "{saves}"\n'
+        f"sleep 2; exec {python} {' '.join(words)}\n"
+    )
+    script = (
+        f"export PYTHONPATH={ROOT}\nsrun --kill-on-bad-exit=1 --wait=0 bash {program}\n"
+        f'echo "srun: $?"; exec {python} -m slurm.after 75'
+    )
+    job = submit(cluster, tmp_path, "hidden", script, "--nodes=2", "--requeue")
+    wait_for(cluster, job, "FAILED", "COMPLETED", seconds=90)
+    log = (tmp_path / "hidden.out").read_text()
+    assert "srun: 75" in log
+    assert "/nowhere" in log
+    assert state(cluster, job) == "FAILED"
+    assert "requeued" not in log
+
+
 def test_ray_over_two_nodes_stopped_in_the_middle_makes_the_same_bytes(
     cluster: Cluster, scenes: Path, dataset: Path, tmp_path: Path
 ) -> None:
@@ -103,7 +137,7 @@ def test_a_sweep_is_an_array_whose_elements_are_requeued_alone(
         assert "FAILED" not in states
         return states == {"done"}
 
-    wait(over, "end of the sweep", 240)
+    wait(over, "end of the sweep", 240, every=2)
     assert [shown[name]["restarts"] for name in found] == [0, 1]
     for value, restarts in (("1e-3", 0), ("2e-3", 1)):
         run = RunFiles(tmp_path / f"run/clip.optim.lr={value}")
