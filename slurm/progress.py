@@ -7,8 +7,12 @@ from pathlib import Path
 
 from slurm.runs import RunFiles
 
-# Of a DATASET shards and their embeddings, of an evaluation its pictures: each is kept.
-_FINISHED = ("commits/*.json", "img_emb/*.npy", "*/guidance_*/*")
+# What is kept of what a stage makes, by its kind.
+_FINISHED = {
+    "prepare": ("commits/*.json", "shards"),
+    "embed": ("img_emb/*.npy", "shards"),
+    "evaluate": ("*/guidance_*/*", "pictures"),
+}
 
 
 @dataclass(frozen=True)
@@ -29,5 +33,15 @@ def of_run(run: Path) -> Progress:
 
 def of_folder(made: Path) -> Progress:
     """The files of a DATASET or a report that are finished."""
-    count = sum(1 for pattern in _FINISHED for _ in made.glob(pattern))
+    count = sum(_count(made, pattern) for pattern, _ in _FINISHED.values())
     return Progress(count, "finished files")
+
+
+def of_stage(kind: str, made: Path) -> Progress:
+    """What a stage of a kind other than `train` has finished."""
+    pattern, unit = _FINISHED[kind]
+    return Progress(_count(made, pattern), unit)
+
+
+def _count(folder: Path, pattern: str) -> int:
+    return sum(1 for _ in folder.glob(pattern))

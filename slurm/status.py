@@ -16,6 +16,7 @@ from base.lease import owner
 from slurm import batch, queue
 from slurm.graph import Node
 from slurm.pipeline import Pipeline
+from slurm.progress import of_stage
 from slurm.records import Records
 from slurm.runs import RunFiles, last_lines
 
@@ -40,6 +41,8 @@ class StageStatus:
     seconds_left: float | None = None
     checkpoint: int | None = None  # samples of the latest
     seconds_lost: float | None = None  # to preemptions, from signal to first step, unqueued
+    finished: int | None = None  # shards or pictures, of a stage that trains nothing
+    unit: str | None = None
 
     @property
     def moving(self) -> bool:
@@ -123,8 +126,15 @@ def _stage(
         nodes=state.nodes or None if state is not None else None,
         reason=state.reason or None if state is not None else None,
         restarts=state.restarts if state is not None else None,
-        **(_run(RunFiles(Path(node.makes))) if node.kind == "train" else {}),
+        **_progress(node),
     )
+
+
+def _progress(node: Node) -> dict[str, Any]:
+    if node.kind == "train":
+        return _run(RunFiles(Path(node.makes)))
+    found = of_stage(node.kind, Path(node.makes))
+    return {"finished": found.count, "unit": found.unit} if found.count else {}
 
 
 def _run(run: RunFiles) -> dict[str, Any]:
@@ -151,6 +161,8 @@ def table(stages: list[StageStatus]) -> Table:
         shown.add_column(column)
     for stage in stages:
         samples = "" if stage.samples is None else f"{stage.samples:,}"
+        if stage.finished is not None:
+            samples = f"{stage.finished:,} {stage.unit}"
         if stage.total is not None:
             samples += f" / {stage.total:,}"
         shown.add_row(

@@ -403,7 +403,10 @@ def test_status_of_what_was_not_begun_and_of_what_is_done(file: Path) -> None:
     pipeline = Pipeline.read(file, [])
     specs = pipeline.records.freeze(pipeline.nodes, write=False)
     data = Path(specs["data"].makes)
-    data.mkdir(parents=True)
+    for shard in range(3):
+        path = data / f"commits/{shard:05d}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     Records(pipeline.records.folder).set_done(specs["data"])
     run = Path(specs["prior"].makes)
     run.mkdir()
@@ -416,8 +419,9 @@ def test_status_of_what_was_not_begun_and_of_what_is_done(file: Path) -> None:
         for s in json.loads(call(file, "--status", "--cluster", "local", "--json"))["stages"]
     }
     assert found["data"]["state"] == "done"
+    assert (found["data"]["finished"], found["data"]["unit"]) == (3, "shards")
     assert found["prior"] == {
-        **dict.fromkeys(["job", "nodes", "reason", "restarts"]),
+        **dict.fromkeys(["job", "nodes", "reason", "restarts", "finished", "unit"]),
         "name": "prior",
         "state": "not submitted",
         "samples": 128,
@@ -428,7 +432,9 @@ def test_status_of_what_was_not_begun_and_of_what_is_done(file: Path) -> None:
         "checkpoint": 64,
         "seconds_lost": 0,
     }
-    assert "128 / 640" in call(file, "--status", "--cluster", "local")
+    shown = call(file, "--status", "--cluster", "local")
+    assert "128 / 640" in shown
+    assert "3 shards" in shown
 
 
 def test_a_failure_is_told_to_all_that_wait_for_it(
