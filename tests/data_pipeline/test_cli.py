@@ -56,7 +56,7 @@ def test_the_whole_road(tmp_path: Path) -> None:
         (["prepare", "{empty}", "--out", "{out}"], 3, "empty"),
         (
             ["prepare", "{in}", "--out", "{out}", "--ray-address", "localhost:1"],
-            2,
+            69,
             "no Ray cluster",
         ),
         (["verify", "{in}"], 2, "not a DATASET"),
