@@ -55,6 +55,11 @@ def code_of(error: UserError) -> int:
     return Unavailable.exit_code if may_pass(error) else error.exit_code
 
 
+def retold(text: str, passing: bool) -> UserError:
+    """An error of another process in this one, where its causes are not at hand."""
+    return Unavailable(text) if passing else UserError(text)
+
+
 def one_line(error: BaseException) -> str:
     """What an exception says, in one line."""
     return " ".join(str(error).split())

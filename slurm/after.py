@@ -1,11 +1,10 @@
 """The end of every batch script: whether the job has to run again, and the request for it.
 
 `python -m slurm.after CODE [RUN | --made FOLDER]`: CODE is srun's, for which that of the process
-that failed first is taken (slurm.failure), RUN the run that
-it trained, FOLDER what else it made. A step that saved on request (75) is run again, one that was
-asked before it listened (140), and one that broke down: a lost rank, a GPU or a network that
-failed. What would end in the same way again (2, 3, 4, 130) is left, and so is what is being ended:
-a user's scancel, or Slurm's own requeue.
+that failed first is taken (slurm.failure), RUN the run that it trained, FOLDER what else it made. A
+step that saved on request (75) is run again, one that was asked before it listened (140), and one
+that broke down: a lost rank, a GPU or a network that failed. What would end in the same way again
+(2, 3, 4, 130) is left, and so is what is being ended: a user's scancel, or Slurm's own requeue.
 """
 
 from __future__ import annotations

@@ -102,10 +102,7 @@ def launch(
             raise UserError("--logs: with --cluster local stages write where they were launched")
         _show_logs(found, logs, rank)
     elif cancel:
-        if cluster == "local":
-            _cancel_here(found, json)
-        else:
-            _cancel(found, json)
+        (_cancel_here if cluster == "local" else _cancel)(found, json)
     elif cluster == "local":
         run_here(found, _say)
         _done(found, {}, json)

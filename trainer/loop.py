@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from base.errors import Stopped, Unavailable, UserError, may_pass
+from base.errors import Stopped, UserError, may_pass, retold
 from base.hashing import stable_hash
 from base.lease import Lease, require_held
 from base.progress import Progress
@@ -257,7 +257,7 @@ def _require_readable(session: Session, coming: Coming) -> None:
     for rank, failure in enumerate(failures):
         if failure is not None:
             why, passing = failure
-            raise (Unavailable if passing else UserError)(f"{why} (rank {rank})") from own
+            raise retold(f"{why} (rank {rank})", passing) from own
 
 
 def _loader(session: Session) -> Loader:

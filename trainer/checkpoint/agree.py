@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from base.errors import Unavailable, UserError, may_pass, one_line
+from base.errors import UserError, may_pass, one_line, retold
 
 
 class Ranks(Protocol):
@@ -57,6 +57,5 @@ def agreed(ranks: Ranks, outcome: Outcome, failure: str) -> list[Any]:
     outcomes = ranks.gather((outcome.result, outcome.error, outcome.may_pass))
     for rank, (_, error, passing) in enumerate(outcomes):
         if error is not None:
-            kind = Unavailable if passing else UserError
-            raise kind(f"{failure}: {error} (rank {rank})")
+            raise retold(f"{failure}: {error} (rank {rank})", passing)
     return [result for result, _, _ in outcomes]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from base.errors import Unavailable, UserError, may_pass, one_line
+from base.errors import UserError, may_pass, one_line, retold
 from trainer.batch import Batch
 from trainer.loader.arrays import Arrays, layout
 from trainer.loader.plan import Plan
@@ -165,10 +165,10 @@ def _work(
 
 def _plain(error: Exception) -> UserError:
     """What any process can unpickle; its causes stay behind."""
+    passing = may_pass(error)
     if isinstance(error, UserError):
-        return Unavailable(str(error)) if may_pass(error) else error
-    kind = Unavailable if may_pass(error) else UserError
-    return kind(f"data loader: {type(error).__name__}: {one_line(error)}")
+        return retold(str(error), passing) if passing else error
+    return retold(f"data loader: {type(error).__name__}: {one_line(error)}", passing)
 
 
 def _ending(code: int | None) -> str:
