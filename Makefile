@@ -31,9 +31,9 @@ small-gpu: $(VENV)/.installed ## the same at one GPU's size: configs/small in ru
 test: $(VENV)/.installed-dev ## the whole test suite, in two processes (ARGS='-n 0': in one)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# Each of these tests waits for Slurm most of its time; two at once would share nodes.
+# These wait for Slurm most of their time; each file has two nodes of its own.
 test-slurm: $(VENV)/.installed-dev ## tests on a real Slurm, started here: needs the packages slurm-wlm slurmdbd munge mariadb-server
-	$(BIN)/python -m pytest -m slurm $(ARGS) tests/slurm
+	$(BIN)/python -m pytest -m slurm -n 2 --dist loadfile --no-loadscope-reorder $(ARGS) tests/slurm
 
 check: $(VENV)/.installed-dev ## ruff, mypy --strict, and the arrows between the packages
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class Owner:
     pid: int
     namespace: str  # pid namespace: containers may share a host's name but not its pids
     process_start: str  # tells a process from a later one with the same pid
-    job: str | None  # Slurm job id
+    job: str | None  # Slurm's, as `slurm_job` has it
     start: float
     renewed: float
     token: str
@@ -34,7 +35,7 @@ class Owner:
             pid=pid,
             namespace=namespace(),
             process_start=process_start(pid),
-            job=os.environ.get("SLURM_JOB_ID"),
+            job=slurm_job(os.environ),
             start=now,
             renewed=now,
             token=uuid.uuid4().hex,
@@ -64,6 +65,17 @@ class Owner:
             return Owner(**json.loads(data))
         except (ValueError, TypeError):
             return None
+
+
+def slurm_job(environment: Mapping[str, str]) -> str | None:
+    """The job that a process is of; of an array the element alone, as squeue and sacct name it.
+
+    The last element's SLURM_JOB_ID is the array's own number, which names them all.
+    """
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    if array is not None:
+        return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment.get("SLURM_JOB_ID")
 
 
 def namespace() -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from base.errors import Stopped, UserError
+from base.owner import slurm_job
 from slurm import failure, queue
 from slurm.progress import Progress, of_folder, of_run
 from slurm.restarts import Restarts
@@ -42,7 +43,7 @@ def after(code: int, run: Path | None = None, made: Path | None = None) -> int:
     Raises:
         UserError: nothing moves any more, or Slurm does not answer.
     """
-    job = queue.own_job(os.environ)
+    job = slurm_job(os.environ)
     if job is None or code in _FINAL:
         return code
     output = _retried(lambda: queue.output(job))

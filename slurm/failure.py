@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from base.errors import Stopped, UserError
+from base.owner import slurm_job
 from slurm import queue
 
 
@@ -19,7 +20,7 @@ def note(environment: Mapping[str, str], code: int) -> None:
 
     Where it cannot be written the code that srun tells has to do.
     """
-    job = queue.own_job(environment)
+    job = slurm_job(environment)
     alone = int(environment.get("SLURM_STEP_NUM_TASKS", "1")) == 1
     if job is None or alone or code in (0, Stopped.exit_code):
         return

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from base.errors import Stopped
+from base.owner import slurm_job
 from slurm import failure, queue
 from slurm.command import Command
 from slurm.lookout import Lookout
@@ -29,7 +30,7 @@ def run_command(
     if not first:
         code = command.run(words)
         return 0 if code == Stopped.exit_code or signal.SIGTERM in command.asked else code
-    job = queue.own_job(environment)
+    job = slurm_job(environment)
     if run is None or job is None:
         return command.run(words)
     return _looked_after(command, words, RunFiles(run), job)

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,17 +49,6 @@ class JobState:
     def hopeless(self) -> bool:
         """Whether it waits for a job that did not end well."""
         return self.reason == HOPELESS
-
-
-def own_job(environment: Mapping[str, str]) -> str | None:
-    """The job that this process is of; of an array the element alone.
-
-    The last element's SLURM_JOB_ID is the array's own number, which names them all.
-    """
-    array = environment.get("SLURM_ARRAY_JOB_ID")
-    if array is not None:
-        return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}"
-    return environment.get("SLURM_JOB_ID")
 
 
 def require_slurm() -> None:

@@ -145,6 +145,22 @@ def test_the_same_slurm_job_takes_over_at_once(
             assert owner(tmp_path)["job"] == "77"
 
 
+def test_of_an_array_the_element_has_the_folder_as_the_launcher_knows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last element's SLURM_JOB_ID is that of the array: it must not be taken for the others."""
+    element = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "80"}
+    with holder(tmp_path, **element):
+        rewrite(tmp_path, host="elsewhere")
+        for name, value in {**element, "SLURM_ARRAY_TASK_ID": "4", "SLURM_JOB_ID": "77"}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match="Slurm job 77_3"), Lease(tmp_path):
+            pass
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+        with Lease(tmp_path):
+            assert owner(tmp_path)["job"] == "77_3"
+
+
 def test_an_owner_that_lost_the_folder_leaves_the_new_one_alone(tmp_path: Path) -> None:
     with Lease(tmp_path):
         rewrite(tmp_path, token="another's")

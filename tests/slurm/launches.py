@@ -94,7 +94,7 @@ def log_of(path: Path, stage: str, cluster: Cluster) -> str:
     return unclip("launch", path, "--logs", stage, cluster=cluster)
 
 
-def wait_done(path: Path, found: dict[str, str], cluster: Cluster) -> None:
+def wait_done(path: Path, found: dict[str, str], cluster: Cluster, seconds: float = 240) -> None:
     def over() -> bool:
         shown = json.loads(unclip("launch", path, "--status", "--json", cluster=cluster))
         states = {stage["name"]: stage["state"] for stage in shown["stages"]}
@@ -102,7 +102,7 @@ def wait_done(path: Path, found: dict[str, str], cluster: Cluster) -> None:
         assert not bad, log_of(path, bad.pop(), cluster)
         return set(states.values()) == {"done"}
 
-    wait(over, f"end of {found}", 240, every=2)  # each look is a process, which takes its time
+    wait(over, f"end of {found}", seconds, every=2)  # each look is a process, which takes its time
 
 
 def weights(folder: Path, stage: str = "clip") -> bytes:

@@ -66,7 +66,7 @@ def test_plain_batch_scripts_do_the_same(cluster: Cluster, dataset: Path, tmp_pa
     words = (config["config"], run, f'--set=data.paths=["{dataset}"]', *settings)
     job = by_template(cluster, tmp_path, "train", *words)
     metrics = run / "metrics.jsonl"
-    wait(lambda: metrics.is_file() and metrics.read_text().count("\n") > 2, "steps", 120)
+    wait(lambda: metrics.is_file() and metrics.read_text().count("\n") > 2, "steps", 240)
     cluster.run("scancel", "--signal=USR2", job)
     wait_for(cluster, job, "COMPLETED", "FAILED", seconds=240)
     log = (tmp_path / "train.out").read_text()
@@ -107,7 +107,7 @@ def test_ray_over_two_nodes_stopped_in_the_middle_makes_the_same_bytes(
     out = tmp_path / "dataset"
     words = (scenes, "--out", out, "--set", "samples_per_shard=40")
     job = by_template(cluster, tmp_path, "prepare", *words)
-    wait(lambda: len(list(out.rglob("*.tar"))) > 2, "some shards", 120)
+    wait(lambda: len(list(out.rglob("*.tar"))) > 2, "some shards", 240)
     cluster.run("scancel", "--signal=USR2", job)
     wait_for(cluster, job, "COMPLETED", "FAILED", seconds=180)
     log = (tmp_path / "prepare.out").read_text()
@@ -126,7 +126,7 @@ def test_a_sweep_is_an_array_whose_elements_are_requeued_alone(
     first, second = found["clip.optim.lr=1e-3"], found["clip.optim.lr=2e-3"]
     assert first.removesuffix("_0") == second.removesuffix("_1")
     metrics = tmp_path / "run/clip.optim.lr=2e-3/metrics.jsonl"
-    wait(lambda: metrics.is_file() and metrics.read_text().count("\n") > 2, "steps", 120)
+    wait(lambda: metrics.is_file() and metrics.read_text().count("\n") > 2, "steps", 240)
     cluster.run("scancel", "--signal=USR2", second)
     shown: dict[str, dict[str, Any]] = {}
 
