@@ -27,9 +27,10 @@ small-gpu: $(VENV)/.installed ## the same at one GPU's size: configs/small in ru
 	  echo "device: $$device; size: configs/$$size; out: $$out"; \
 	  $(BIN)/unclip demo --config configs/$$size --out $$out $(ARGS)
 
-# A file's tests stay together, because they share what takes long to make.
-test: $(VENV)/.installed-dev ## the whole test suite, in two processes (ARGS='-n 0': in one)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+# A file's tests stay together, because they share what takes long to make. Half of their time is
+# waiting (for Ray, for ranks that are started), so that two cores serve three processes.
+test: $(VENV)/.installed-dev ## the whole test suite, in three processes (ARGS='-n 0': in one)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # These wait for Slurm most of their time; each file has two nodes of its own.
 test-slurm: $(VENV)/.installed-dev ## tests on a real Slurm, started here: needs the packages slurm-wlm slurmdbd munge mariadb-server

@@ -198,6 +198,14 @@ def clip_step(
     return value, {name: p.grad for name, p in clip.named_parameters() if p.grad is not None}
 
 
+def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
+    """Equal but for fp32's rounding, which is as large as a tensor's largest gradient makes it."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        atol = 2e-6 * max(1.0, value.abs().max().item())
+        torch.testing.assert_close(found[name], value, atol=atol, rtol=2e-3, msg=name)
+
+
 def test_a_resnets_statistics_count_a_batch_once():
     """The pass that caches features leaves the running statistics of batch norms alone."""
     torch.manual_seed(0)
@@ -224,9 +232,7 @@ def test_clip_in_micro_batches_is_clip_on_the_whole_batch(sizes, opposed):
     whole, whole_grads = clip_step([8], opposed=opposed)
     value, grads = clip_step(sizes, opposed=opposed)
     assert value == pytest.approx(whole, rel=1e-5)
-    assert grads.keys() == whole_grads.keys()
-    for name, expected in whole_grads.items():
-        torch.testing.assert_close(grads[name], expected, atol=2e-6, rtol=2e-3, msg=name)
+    assert_same_gradients(grads, whole_grads)
 
 
 @pytest.mark.parametrize(("total", "opposed"), [(9, False), (8, True), (7, True)])
@@ -253,9 +259,7 @@ def test_clip_on_two_ranks_is_clip_on_the_whole_batch(tmp_path, total, opposed):
     found = load_file(tmp_path / "sums.safetensors")
     value, grads = clip_step([total], opposed=OPPOSED if opposed else None)
     assert found.pop("loss").item() == pytest.approx(value, rel=1e-5)
-    assert found.keys() == grads.keys()
-    for name, expected in grads.items():
-        torch.testing.assert_close(found[name], expected, atol=2e-6, rtol=2e-3, msg=name)
+    assert_same_gradients(found, grads)
 
 
 def test_clips_loss_is_open_clips():
