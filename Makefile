@@ -27,8 +27,8 @@ small-gpu: $(VENV)/.installed ## the same at one GPU's size: configs/small in ru
 	  echo "device: $$device; size: configs/$$size; out: $$out"; \
 	  $(BIN)/unclip demo --config configs/$$size --out $$out $(ARGS)
 
-# A file's tests stay together, because they share what takes long to make. Half of their time is
-# waiting (for Ray, for ranks that are started), so that two cores serve three processes.
+# A file's tests stay together, because they share what takes long to make. They wait a good deal,
+# for Ray and for ranks that start, so that two cores serve three processes.
 test: $(VENV)/.installed-dev ## the whole test suite, in three processes (ARGS='-n 0': in one)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 

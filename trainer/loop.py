@@ -130,7 +130,11 @@ def _train(config: AnyTrainConfig, stop: StopFlag) -> TrainResult:
     device = local_device()
     parts = build_parts(config, device)
     require_fitting_data(config, parts.objective.needs, catalogue.infos)
-    engine = open_engine(parts.model, config.optim, config.train, device)
+    try:
+        engine = open_engine(parts.model, config.optim, config.train, device)
+    except UserError:
+        stop.raise_if_requested()  # a signal to all processes ends a compiler too
+        raise
     try:
         session = Session(config, parts.objective, engine, facts, catalogue.epoch_size)
         resumed_from = session.resume(_warn)

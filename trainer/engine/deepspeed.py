@@ -197,10 +197,13 @@ def _is_compiled() -> bool:
 
 
 def _put_ninja_on_path() -> None:
-    """DeepSpeed wants ninja on PATH; in an environment not activated it lies beside python."""
-    folder = Path(sys.executable).parent
-    if shutil.which("ninja") is None and (folder / "ninja").exists():
-        os.environ["PATH"] = os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)])
+    """DeepSpeed wants ninja on PATH: the one beside python, whether or not that is activated.
+
+    Two versions of ninja take what the other has compiled for stale, and compile it again.
+    """
+    own = Path(sys.executable).with_name("ninja")
+    if own.exists() and shutil.which("ninja") != str(own):
+        os.environ["PATH"] = os.pathsep.join([str(own.parent), os.environ.get("PATH", os.defpath)])
 
 
 def _deepspeed_config(
