@@ -72,7 +72,7 @@ def job_ray(address: str | None = None) -> Iterator[None]:
     Alone, or with the address of another cluster, nothing is done.
 
     Raises:
-        UserError: Ray does not start, or a node does not join.
+        UserError: Ray does not start, its port is taken, or a node does not join.
         KeyboardInterrupt, Stopped: asked to stop meanwhile.
     """
     step = _Step.here()
@@ -80,6 +80,8 @@ def job_ray(address: str | None = None) -> Iterator[None]:
         yield
         return
     where = ["--head", f"--port={step.port}", "--include-dashboard=false"]
+    with StopFlag() as stop:
+        _wait_for_port(step, stop)
     with _node(step.host, where) as child:
         with StopFlag() as stop:
             _wait_for_head(step, stop, child)
@@ -143,6 +145,16 @@ def _node(address: str, where: Sequence[str]) -> Iterator[subprocess.Popen[bytes
             child.kill()
             child.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_port(step: _Step, stop: StopFlag) -> None:
+    """See that nobody else answers where the head will be, or he would be taken for it."""
+    deadline = time.monotonic() + _LEAVE_SECONDS  # an earlier head may be leaving
+    while _answers(step):
+        stop.raise_if_requested()
+        if time.monotonic() > deadline:
+            raise Unavailable(f"{step.address}: the port is another program's; run it again later")
+        time.sleep(_POLL_SECONDS)
 
 
 def _wait_for_head(

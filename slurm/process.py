@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from base.errors import Stopped
+from base.hashing import stable_hash
 from base.owner import slurm_job
 from slurm import failure, queue
 from slurm.command import Command
@@ -63,11 +64,13 @@ def _looked_after(command: Command, words: Sequence[str], files: RunFiles, job: 
 def rendezvous(environment: Mapping[str, str]) -> dict[str, str]:
     """Where the ranks of a job step meet: on the node that runs the batch script, the first one.
 
-    Its address is Slurm's own, since node names need not be host names; the port is the job's.
+    Its address is Slurm's own, since node names need not be host names; the port is the job's, also
+    where another cluster, as a testbed is, has a job of the same number on the same machine.
     """
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) == 1:
         return {}
     number = int(environment["SLURM_JOB_ID"]) * 7 + int(environment.get("SLURM_RESTART_COUNT", 0))
+    number += stable_hash(environment.get("SLURM_CLUSTER_NAME", ""))
     return {
         "MASTER_ADDR": environment["SLURM_LAUNCH_NODE_IPADDR"],
         "MASTER_PORT": str(_PORTS[number % len(_PORTS)]),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from base.errors import UserError
+from base.errors import Unavailable, UserError
 from data_pipeline.job_ray import job_ray, serve_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +55,21 @@ def test_two_processes_make_what_one_makes(tmp_path: Path) -> None:
     assert len([name for name in names if name.endswith(".tar")]) == 6
     differ = filecmp.cmpfiles(tmp_path / "one", tmp_path / "two", names, shallow=False)[1:]
     assert differ == ([], [])
+
+
+def test_a_port_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner answers, and was once taken for Ray's head, which nobody could then reach."""
+    monkeypatch.setattr("data_pipeline.job_ray._LEAVE_SECONDS", 1.0)
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        port = stranger.getsockname()[1]
+        step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in {**step, "MASTER_PORT": str(port)}.items():
+            monkeypatch.setenv(name, value)
+        taken = f"127.0.0.1:{port}: the port is another program's"
+        with pytest.raises(Unavailable, match=taken), job_ray():
+            raise AssertionError("Ray began")
 
 
 def test_several_processes_must_know_where_they_meet(monkeypatch: pytest.MonkeyPatch) -> None:

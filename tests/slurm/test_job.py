@@ -292,6 +292,8 @@ def test_ranks_meet_at_the_node_of_the_batch_script() -> None:
     assert first["MASTER_ADDR"] == again["MASTER_ADDR"] == "10.0.0.7"
     assert 20_000 <= int(first["MASTER_PORT"]) < 32_000
     assert first["MASTER_PORT"] != again["MASTER_PORT"]  # the old one may still be held
+    elsewhere = rendezvous({**two, "SLURM_CLUSTER_NAME": "another"})  # on the same machine
+    assert first["MASTER_PORT"] != elsewhere["MASTER_PORT"]
 
 
 def test_a_spec_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -56,14 +56,22 @@ def test_a_signal_costs_a_requeue_and_not_a_bit(
 
     def launched(name: str, zero: int) -> tuple[Path, str]:
         folder = tmp_path / name
-        path = pipeline(folder, samples=3072, data=str(dataset), zero=zero, clip=clip)
+        path = pipeline(folder, samples=6144, data=str(dataset), zero=zero, clip=clip)
         return path, jobs(path, cluster)["prior"]
 
     calm, *hurt = launched("calm", 1), launched("one", 1), launched("two", 2)
-    for path, job in hurt:
-        metrics = path.parent / "run/prior/metrics.jsonl"
-        wait(lambda file=metrics: file.is_file() and file.read_text().count("\n") > 3, "steps", 240)
-        cluster.run("scancel", "--signal=USR2", job)
+    waiting = list(hurt)
+
+    def all_told() -> bool:
+        """Each as soon as it has taken steps: the second may be done when the first begins."""
+        for path, job in list(waiting):
+            metrics = path.parent / "run/prior/metrics.jsonl"
+            if metrics.is_file() and metrics.read_text().count("\n") > 3:
+                cluster.run("scancel", "--signal=USR2", job)
+                waiting.remove((path, job))
+        return not waiting
+
+    wait(all_told, "steps", 240)
     for path, job in (calm, *hurt):
         wait_done(path, {"prior": job}, cluster)
     for path, job in hurt:
