@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 import toy
 from processes import ROOT, environment
+from sessions import members
 
 import trainer.engine.deepspeed as engine
 from base.errors import Stopped, UserError
@@ -52,7 +52,7 @@ def test_stopped_while_it_compiles(dataset: Path, tmp_path: Path) -> None:
     )
     try:
         end = time.monotonic() + 120
-        while "cc1plus" not in _names(process.pid):
+        while "cc1plus" not in members(process.pid):
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -62,17 +62,6 @@ def test_stopped_while_it_compiles(dataset: Path, tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == Stopped.exit_code, errors
     assert errors.splitlines()[-1] == f"error: {STOPPED}"
-
-
-def _names(session: int) -> set[str]:
-    """The programs that run in a session."""
-    found = set()
-    for folder in Path("/proc").iterdir():
-        with suppress(OSError, IndexError):
-            name, _, rest = (folder / "stat").read_text().rpartition(")")
-            if int(rest.split()[3]) == session:
-                found.add(name.partition("(")[2])
-    return found
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from sessions import members
 
 from base.command import line_and_code
 from base.errors import UserError
@@ -87,22 +88,6 @@ class Demo:
         while left := members(self.process.pid):
             assert time.monotonic() < deadline, f"still there: {left}"
             time.sleep(0.05)
-
-
-def members(session: int) -> list[str]:
-    """Processes of a session, dead ones that nobody has waited for left out."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
-            continue
-        try:
-            name, _, rest = (folder / "stat").read_text().rpartition(")")
-        except OSError:
-            continue
-        state, _, _, its_session = rest.split()[:4]
-        if int(its_session) == session and state not in "ZX":
-            found.append(name)
-    return found
 
 
 def comparable(report: dict[str, Any]) -> dict[str, Any]:
